@@ -1,0 +1,326 @@
+"""Checkpoints: the training state on disk, and the way back.
+
+  WORKDIR/checkpoints/STEP/
+    params/     the parameter tree, float32, as any tool of Orbax reads it
+    progress/   the rest of the state: step, AdamW's moments, the guard
+    manifest/   JSON: what the run was and how much data it has read
+
+Orbax writes in the background into a temporary folder and renames it when all
+is there, so a folder with a number for a name is whole; older ones go only
+after that. Restoring puts each array where this run wants it, whatever the
+mesh was that wrote it.
+"""
+
+import dataclasses
+import errno
+import json
+import logging
+import platform
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from yi_jax.models import config as model_config
+from yi_jax.models import transformer
+from yi_jax.training import state as train_state
+
+FORMAT = 1  # raised when an older reader could no longer make sense of it
+
+
+class NewerFormat(ValueError):
+  """The checkpoint is not damaged, this code is too old for it."""
+
+
+class Checkpointer:
+  """Saves and restores the state of one workdir."""
+
+  def __init__(self, workdir: str, keep: int) -> None:
+    """Opens, or makes, WORKDIR/checkpoints.
+
+    Args:
+      workdir: absolute path or URL.
+      keep: newest checkpoints that stay.
+    """
+    self._folder = epath.Path(workdir) / 'checkpoints'
+    self._keep = keep
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep, enable_async_checkpointing=True
+      ),
+    )
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the complete checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+    self, step: int, state: train_state.TrainState, manifest: dict[str, Any]
+  ) -> None:
+    """Starts to write a checkpoint; the state may be donated right after.
+
+    Args:
+      step: updates made; names the folder.
+      state: the state.
+      manifest: see `manifest`.
+
+    Raises:
+      OSError: if this one or the one before could not be written. Those that
+        were complete stay as they are.
+    """
+    parts = _parts(state)
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(parts['params']),
+          progress=ocp.args.StandardSave(parts['progress']),
+          manifest=ocp.args.JsonSave(manifest),
+        ),
+      )
+    except Exception as error:
+      raise self._failed(error) from error
+
+  def wait(self) -> None:
+    """Returns when what was started is on disk; raises as `save` does."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._failed(error) from error
+
+  def manifest(self) -> dict[str, Any] | None:
+    """Returns the newest readable manifest, or None without checkpoints."""
+    for step in reversed(self.steps()):
+      try:
+        return read_manifest(self._folder / str(step))
+      except NewerFormat:
+        raise
+      except (OSError, ValueError, KeyError):
+        continue  # `restore` will say so
+    return None
+
+  def restore(
+    self, abstract: train_state.TrainState
+  ) -> tuple[train_state.TrainState, dict[str, Any], list[str]] | None:
+    """Restores the newest checkpoint that can be read.
+
+    A damaged one is moved to WORKDIR/damaged, so that its step can be written
+    again, and the one before is taken.
+
+    Args:
+      abstract: shapes, types and shardings of the state.
+
+    Returns:
+      (state, manifest, what was wrong with newer ones), or None if there is no
+      checkpoint.
+
+    Raises:
+      OSError: if there are checkpoints but none can be read.
+    """
+    complaints = []
+    for step in reversed(self.steps()):
+      folder = self._folder / str(step)
+      try:
+        state = _restore_state(folder, abstract)
+        manifest = read_manifest(folder)
+      except NewerFormat:
+        raise
+      except Exception as error:  # whatever the storage library throws
+        complaints.append(
+          f'checkpoint {step} cannot be read ({_first_line(error)})'
+        )
+        continue
+      self._set_aside([s for s in self.steps() if s > step])
+      return state, manifest, complaints
+    if complaints:
+      raise OSError(
+        f'no checkpoint in {self._folder} can be read: '
+        + '; '.join(complaints)
+        + '. Restore a copy, or start again in another --workdir'
+      )
+    return None
+
+  def close(self) -> None:
+    """Waits for writing to end and lets go of the folder."""
+    self.wait()
+    self._manager.close()
+
+  def _set_aside(self, steps: list[int]) -> None:
+    if not steps:
+      return
+    self._manager.close()
+    for step in steps if jax.process_index() == 0 else []:
+      place = self._folder.parent / 'damaged' / str(step)
+      if place.exists():
+        place.rmtree()
+      place.parent.mkdir(parents=True, exist_ok=True)
+      (self._folder / str(step)).rename(place)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('damaged checkpoints set aside')
+    self._manager = self._open()
+
+  def _failed(self, error: Exception) -> OSError:
+    """Says what it means that a checkpoint could not be written."""
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
+    full |= any(
+      word in str(error) for word in ('No space left', 'RESOURCE_EXHAUSTED')
+    )
+    reason = 'the disk is full' if full else _first_line(error)
+    kept = ', '.join(str(step) for step in self.steps()) or 'none'
+    return OSError(
+      f'a checkpoint could not be written to {self._folder}: {reason}. '
+      f'Complete checkpoints: {kept}. Make room and run the same command to '
+      'continue from there'
+    )
+
+
+def manifest(
+  *,
+  identity: dict[str, Any],
+  model: model_config.ModelConfig,
+  vocabulary_hash: str,
+  rows_consumed: int,
+  rates: dict[str, float],
+) -> dict[str, Any]:
+  """Returns what a checkpoint says about itself: JSON types only.
+
+  Args:
+    identity: the run, see `run_config.identity`.
+    model: the model.
+    vocabulary_hash: of the vocabulary the tokens came from.
+    rows_consumed: global rows read; with the seed, the place in the data.
+    rates: task -> rate of the mixture.
+  """
+  return {
+    'format': FORMAT,
+    'run': identity,
+    'model': json.loads(json.dumps(model.to_dict())),
+    'layout': 'scanned' if model.scan_layers else 'unrolled',
+    'vocabulary_hash': vocabulary_hash,
+    'rows_consumed': rows_consumed,
+    'rates': dict(rates),
+    'versions': {
+      'jax': jax.__version__,
+      'orbax': ocp.__version__,
+      'python': platform.python_version(),
+    },
+  }
+
+
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
+  """Returns the manifest of one checkpoint folder.
+
+  Raises:
+    OSError: if it is not there.
+    ValueError: if it is damaged.
+    NewerFormat: if it is whole, but for a newer version.
+  """
+  text = (folder / 'manifest' / 'metadata').read_text()
+  found = json.loads(text)
+  if found['format'] > FORMAT:
+    raise NewerFormat(
+      f'{folder} has checkpoint format {found["format"]}; this version of '
+      f'yi_jax reads up to {FORMAT}'
+    )
+  return found
+
+
+def load_params(
+  workdir: str,
+  step: int | None = None,
+  shardings: Any = None,
+) -> tuple[model_config.ModelConfig, dict[str, Any], dict[str, Any]]:
+  """Loads the parameters of a run, without its optimizer.
+
+  Args:
+    workdir: of a training run.
+    step: which checkpoint; None takes the newest that can be read.
+    shardings: where to put each array, a tree as the parameters'; None puts
+      all on the first local device.
+
+  Returns:
+    (model config, nested dict of float32 arrays, manifest).
+
+  Raises:
+    FileNotFoundError: if there is no such checkpoint.
+    OSError: if it cannot be read.
+  """
+  folder = epath.Path(workdir) / 'checkpoints'
+  steps = []
+  if folder.exists():
+    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  if not steps or (step is not None and step not in steps):
+    what = 'checkpoint' if step is None else f'checkpoint {step}'
+    there = f' (there are: {steps})' if steps else ''
+    raise FileNotFoundError(f'no {what} in {folder}{there}')
+  complaints = []
+  for candidate in [step] if step is not None else reversed(steps):
+    try:
+      found = read_manifest(folder / str(candidate))
+      config = model_config.ModelConfig.from_dict(found['model'])
+      params = _restore_params(folder / str(candidate), config, shardings)
+    except NewerFormat:
+      raise
+    except Exception as error:  # whatever the storage library throws
+      complaints.append(f'{candidate} ({_first_line(error)})')
+      continue
+    for complaint in complaints:
+      logging.warning('skipped damaged checkpoint %s', complaint)
+    return config, params, found
+  raise OSError(
+    f'no checkpoint in {folder} can be read: {"; ".join(complaints)}'
+  )
+
+
+def _restore_params(
+  folder: epath.Path, config: model_config.ModelConfig, shardings: Any
+) -> dict[str, Any]:
+  """Restores the params item alone."""
+  shapes = transformer.abstract_params(config)
+  if shardings is None:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: here, shapes)
+  target = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    shapes,
+    shardings,
+  )
+  return _read(folder / 'params', target)
+
+
+def _restore_state(
+  folder: epath.Path, abstract: train_state.TrainState
+) -> train_state.TrainState:
+  parts = {
+    name: _read(folder / name, part) for name, part in _parts(abstract).items()
+  }
+  return train_state.TrainState(params=parts['params'], **parts['progress'])
+
+
+def _read(folder: epath.Path, target: Any) -> Any:
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+    restored = reader.restore(folder, args=ocp.args.StandardRestore(target))
+  # Reading is lazy in places; a truncated file must show here.
+  return jax.block_until_ready(restored)
+
+
+def _parts(state: train_state.TrainState) -> dict[str, Any]:
+  fields = {
+    field.name: getattr(state, field.name)
+    for field in dataclasses.fields(state)
+  }
+  params = fields.pop('params')
+  return {'params': params, 'progress': fields}
+
+
+def _first_line(error: BaseException) -> str:
+  text = str(error).strip().splitlines() or [type(error).__name__]
+  return text[0][:200]

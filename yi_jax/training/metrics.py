@@ -1,0 +1,265 @@
+"""What a run tells about itself: JSON lines, TensorBoard, a progress line.
+
+WORKDIR/metrics.jsonl has one object a logged step:
+
+  {"step": 20, "loss": 7.1, "learning_rate": 2e-4, "grad_norm": 1.3,
+   "tokens": 81920, "tokens_per_second": 4100.5, "mfu": null, ...}
+
+Lines of an evaluation hold step, tokens and `bits_per_byte` per language.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import sys
+import tempfile
+import time
+from typing import Any
+
+from etils import epath
+
+from yi_jax.models import config as model_config
+
+# Dense bfloat16 FLOP/s of one JAX device, without sparsity, by the beginning
+# of its `device_kind`; the first that fits counts. TPU: Google Cloud's system
+# architecture pages (one v4, v5p chip is one device; of a tpu7x chip with 2,307
+# TFLOP/s JAX sees two). NVIDIA: data sheets of A100, H100 SXM, H200 SXM, B200.
+_PEAK_FLOPS = (
+  ('TPU v4 lite', 137e12),
+  ('TPU v4', 275e12),
+  ('TPU v5 lite', 197e12),
+  ('TPU v5e', 197e12),
+  ('TPU v5', 459e12),
+  ('TPU v6', 918e12),
+  ('TPU7x', 1153.5e12),
+  ('NVIDIA A100', 312e12),
+  ('NVIDIA H100 PCIe', 756e12),
+  ('NVIDIA H100', 989e12),
+  ('NVIDIA H200', 989e12),
+  ('NVIDIA B200', 2250e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Returns the bfloat16 peak of one device in FLOP/s, None if unknown.
+
+  Args:
+    device_kind: as JAX names it, e.g. 'TPU v5p' or 'NVIDIA H100 80GB HBM3'.
+  """
+  for prefix, peak in _PEAK_FLOPS:
+    if device_kind.lower().startswith(prefix.lower()):
+      return peak
+  return None
+
+
+def mfu(
+  config: model_config.ModelConfig,
+  length: int,
+  tokens_per_second: float,
+  device_kind: str,
+  devices: int,
+) -> float | None:
+  """Returns model FLOPs utilisation (Chowdhery et al. 2022), 0 to 1.
+
+  Args:
+    config: the model.
+    length: tokens a row.
+    tokens_per_second: of all devices together.
+    device_kind: see `peak_flops`; None comes back for one without a peak.
+    devices: how many.
+  """
+  peak = peak_flops(device_kind)
+  if peak is None:
+    return None
+  needed = tokens_per_second * model_config.flops_per_token(config, length)
+  return needed / (peak * devices)
+
+
+class Folder:
+  """Where the small files of a run are written: the workdir, or a stand-in.
+
+  Object stores know no appending. For a workdir such as gs://bucket/run the
+  files live in a local folder and are copied over by `push`.
+
+  Attributes:
+    path: an existing local folder.
+  """
+
+  def __init__(self, workdir: str, stand_in: str | None = None) -> None:
+    """Makes the folder, with what an earlier run of this workdir left.
+
+    Args:
+      workdir: absolute path or URL.
+      stand_in: local folder to use; None makes one only for a URL.
+    """
+    if stand_in is None and '://' in workdir:
+      stand_in = tempfile.mkdtemp(prefix='yi_jax_')
+    self.path = stand_in or workdir
+    self._workdir = epath.Path(workdir) if stand_in else None
+    os.makedirs(self.path, exist_ok=True)
+    if self._workdir and (self._workdir / 'metrics.jsonl').exists():
+      text = (self._workdir / 'metrics.jsonl').read_text()
+      pathlib.Path(self.path, 'metrics.jsonl').write_text(text)
+
+  def push(self) -> None:
+    """Copies everything to the workdir, if that is elsewhere."""
+    if self._workdir is None:
+      return
+    here = pathlib.Path(self.path)
+    for source in here.rglob('*'):
+      if source.is_file():
+        target = self._workdir / source.relative_to(here)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+
+
+class Writer:
+  """Appends to metrics.jsonl and to TensorBoard's event file."""
+
+  def __init__(self, folder: str, first_step: int) -> None:
+    """Opens both; lines after the step that was restored are dropped.
+
+    Args:
+      folder: existing local folder, see `Folder`.
+      first_step: step of the state the run goes on from, 0 for a fresh one.
+    """
+    self._path = os.path.join(folder, 'metrics.jsonl')
+    _drop_after(self._path, first_step)
+    self._file = open(self._path, 'a')  # noqa: SIM115 (closed in `close`)
+    self._events = _EventFile(os.path.join(folder, 'tensorboard'), first_step)
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """Writes one line; numbers also go to TensorBoard, nested ones as a/b."""
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
+    self._events.write(step, values)
+
+  def sync(self) -> None:
+    """Makes sure that what was written survives a power cut."""
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()
+
+
+def read(path: str) -> list[dict[str, Any]]:
+  """Returns the objects of a metrics.jsonl; a half-written last line is not."""
+  found = []
+  with open(path) as lines:
+    for line in lines:
+      try:
+        found.append(json.loads(line))
+      except ValueError:
+        break
+  return found
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file that is either complete or not there."""
+  part = f'{path}.part'
+  with open(part, 'w') as file:
+    json.dump(value, file, indent=2, ensure_ascii=False)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, path)
+
+
+def _drop_after(path: str, step: int) -> None:
+  """Removes what a killed run had logged beyond its last checkpoint."""
+  if not os.path.exists(path):
+    return
+  kept = [line for line in read(path) if line['step'] <= step]
+  part = f'{path}.part'
+  with open(part, 'w') as file:
+    file.writelines(json.dumps(line) + '\n' for line in kept)
+  os.replace(part, path)
+
+
+class _EventFile:
+  """TensorBoard's event file, written without importing TensorFlow."""
+
+  def __init__(self, folder: str, first_step: int) -> None:
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer import record_writer
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    os.makedirs(folder, exist_ok=True)
+    name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'
+    self._file = open(os.path.join(folder, name), 'wb')  # noqa: SIM115
+    self._records = record_writer.RecordWriter(self._file)
+    self._put(self._event(file_version='brain.Event:2'))
+    # Tells TensorBoard to forget steps of an earlier file from here on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._put(self._event(session_log=start, step=first_step + 1))
+
+  def _put(self, event: Any) -> None:
+    event.wall_time = time.time()
+    self._records.write(event.SerializeToString())
+    self._records.flush()
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    flat = {}
+    for name, value in values.items():
+      nested = value if isinstance(value, dict) else {'': value}
+      for key, number in nested.items():
+        if isinstance(number, (int, float)):
+          flat[f'{name}/{key}'.rstrip('/')] = number
+    scalars = [
+      self._summary.Value(tag=tag, simple_value=number)
+      for tag, number in flat.items()
+    ]
+    self._put(self._event(summary=self._summary(value=scalars), step=step))
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class Progress:
+  """The line a person looks at; a new one each time if it is no terminal."""
+
+  def __init__(self, steps: int, first_step: int) -> None:
+    self._steps, self._first = steps, first_step
+    self._started = time.monotonic()
+    self._live = sys.stdout.isatty()
+
+  def show(self, step: int, values: dict[str, Any]) -> None:
+    """Shows step, loss, speed, MFU where it is known, and the time left."""
+    elapsed = time.monotonic() - self._started
+    left = elapsed / max(step - self._first, 1) * (self._steps - step)
+    parts = [
+      f'step {step:,}/{self._steps:,}',
+      f'loss {values["loss"]:.4f}',
+      f'{values["tokens_per_second"]:,.0f} tokens/s',
+    ]
+    if values.get('mfu') is not None:
+      parts.append(f'MFU {100 * values["mfu"]:.1f} %')
+    if values.get('skipped'):
+      parts.append(f'{values["skipped"]} updates skipped')
+    parts.append(f'{duration(left)} left')
+    line = ' | '.join(parts)
+    if self._live:
+      print(f'\r\x1b[K{line}', end='', flush=True)
+    else:
+      print(line, flush=True)
+
+  def note(self, text: str) -> None:
+    """Prints a line of its own below the live one."""
+    print(f'\r\x1b[K{text}' if self._live else text, flush=True)
+
+  def end(self) -> None:
+    """Leaves the live line standing."""
+    if self._live:
+      print(flush=True)
+
+
+def duration(seconds: float) -> str:
+  """Returns e.g. '45 s', '3 min 10 s' or '2 h 5 min'."""
+  seconds = round(seconds)
+  if seconds < 60:
+    return f'{seconds} s'
+  if seconds < 3600:
+    return f'{seconds // 60} min {seconds % 60} s'
+  return f'{seconds // 3600} h {seconds % 3600 // 60} min'

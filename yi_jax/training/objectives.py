@@ -1,0 +1,58 @@
+"""Objectives: from parameters and a batch to a sum of losses.
+
+An objective returns sums, never means: the training step adds them up over
+microbatches and devices and divides once by the weight of the whole batch, so
+that every token counts the same wherever it landed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from yi_jax.models import config as model_config
+from yi_jax.models import transformer
+from yi_jax.training import cross_entropy
+
+# Arrays of a batch by name; see `train_step.abstract_batch`.
+Batch = dict[str, jax.Array]
+# (params, batch) -> (sum of losses, {'nll': sum, 'weight': sum, ...}).
+Objective = Callable[[dict[str, Any], Batch], tuple[jax.Array, dict[str, Any]]]
+
+
+def next_token(
+  params: dict[str, Any],
+  batch: Batch,
+  config: model_config.ModelConfig,
+  attention_fn: Callable[..., jax.Array] | None = None,
+  z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Sums the cross-entropy of each row's next tokens.
+
+  Args:
+    params: the model's.
+    batch: tokens, targets, segment_ids, positions int32[B, T] and loss_weights
+      float32[B, T].
+    config: the model.
+    attention_fn: attention to use instead of the model's default.
+    z_loss: weight of log(Z)^2, see `cross_entropy`.
+
+  Returns:
+    Sum over tokens of weight * loss (float32 scalar, nats), and the float32
+    scalars 'nll' (the same without z-loss) and 'weight'.
+  """
+  output = transformer.Transformer(config).apply(
+    {'params': params},
+    batch['tokens'],
+    segment_ids=batch['segment_ids'],
+    positions=batch['positions'],
+    attention_fn=attention_fn,
+    logits=False,
+  )
+  return cross_entropy.cross_entropy(
+    output.hidden,
+    transformer.output_kernel(config, params),
+    batch['targets'],
+    batch['loss_weights'],
+    z_loss=z_loss,
+  )

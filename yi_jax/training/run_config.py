@@ -1,0 +1,314 @@
+"""Every key of a run, its default, and the checks made before any compiling.
+
+An experiment file starts from `base()` and changes what it means to change;
+`resolve` turns the result into a `Run`, the typed core the training step is
+built from, or refuses it with one sentence. Nothing here needs ml_collections
+but `base`: a script on a bare accelerator image uses `defaults` directly.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from typing import Any
+
+from yi_jax.models import config as model_config
+from yi_jax.models import transformer
+from yi_jax.training import optimizer
+
+# What may differ between a run and its continuation: how far, how often and
+# where, not what is computed. Prefixes of 'section.key' names.
+FREE_KEYS = (
+  'train.',
+  'checkpoint.',
+  'sample.',
+  'mesh.',
+  'data.root',
+  # The order of rows does not depend on the batch, so a batch may grow.
+  'data.batch_tokens',
+  'optimizer.accumulate_steps',
+  'model.remat',
+)
+
+
+def defaults() -> dict[str, Any]:
+  """Returns every key of a run with its default, as nested plain dicts."""
+  return {
+    # Decides the fresh weights and the order of the rows.
+    'seed': 0,
+    # A workdir whose newest parameters start this run; '' means fresh weights.
+    'init_from': '',
+    'model': {
+      # One of yi_jax.models.config.preset_names().
+      'preset': 'tiny',
+      # Fields of ModelConfig that differ from the preset; None keeps it.
+      'overrides': {
+        field.name: None
+        for field in dataclasses.fields(model_config.ModelConfig)
+      },
+    },
+    'data': {
+      # Where raw files, vocabularies and packed rows live; a relative path
+      # starts at the repository.
+      'root': 'data',
+      # What is read, one of yi_jax.data.mixtures.
+      'mixture': 'quickstart',
+      # Task name -> rate, instead of the mixture's own; {} keeps those.
+      'rates': {},
+      # Folder name below ROOT/vocabularies, and its size in pieces when
+      # `prepare` has to train it.
+      'vocabulary': 'quickstart',
+      'vocabulary_size': 8192,
+      # Tokens a row.
+      'length': 512,
+      # Tokens a step, over all devices: a multiple of length.
+      'batch_tokens': 4096,
+      # Documents kept away from training: this share of them, and at least
+      # so many bytes a language.
+      'heldout_fraction': 0.01,
+      'heldout_bytes': 200_000,
+    },
+    'optimizer': {
+      # Peak rate of AdamW.
+      'learning_rate': 1e-3,
+      # 'cosine', 'constant' or 'wsd' (warm up, stay, decay).
+      'schedule': 'cosine',
+      # Steps of linear warm-up.
+      'warmup_steps': 100,
+      # Rate at the last step as a share of the peak ('cosine' and 'wsd').
+      'final_fraction': 0.1,
+      # Share of the steps at the end in which 'wsd' decays.
+      'decay_fraction': 0.2,
+      # Decay of the first and second moments a step.
+      'betas': (0.9, 0.95),
+      # Added to the root of the second moment.
+      'eps': 1e-8,
+      # Decoupled, times the learning rate; on matrices inside the layers and
+      # the output matrix only.
+      'weight_decay': 0.1,
+      # Largest global norm of a gradient; 0 does not clip.
+      'clip_norm': 1.0,
+      # Weight of log(Z)^2 in the loss, which keeps logits small; 0 is none.
+      'z_loss': 0.0,
+      # Regex over whole parameter names such as layers/self_attn/q_proj/kernel;
+      # parameters that do not match stay as they are.
+      'trainable': '.*',
+      # Pieces a batch is cut into, one after the other, to save memory.
+      'accumulate_steps': 1,
+    },
+    'train': {
+      # Updates in all.
+      'steps': 1000,
+      # Steps between two lines of metrics.
+      'log_every': 10,
+      # Steps between two evaluations of held-out text; 0: only at the end.
+      'eval_every': 0,
+      # Held-out rows read a language; 0: all.
+      'eval_rows': 0,
+      # Updates skipped in a row (loss not finite, or a spike) before giving up.
+      'max_bad_steps': 10,
+      # A loss or gradient norm this many times its running mean is a spike;
+      # 0 skips only what is not finite.
+      'spike_factor': 10.0,
+      # Steps to profile, e.g. '10-12'; '' profiles nothing.
+      'profile': '',
+    },
+    'checkpoint': {
+      # Steps between two checkpoints; one more is written at the end.
+      'every': 500,
+      # Checkpoints kept, the newest ones.
+      'keep': 3,
+    },
+    'sample': {
+      # Text the trained model continues at the end, into report.json.
+      'prompts': (),
+      # Tokens it adds to each.
+      'tokens': 48,
+    },
+    # Devices along each axis; -1 takes those that are left.
+    'mesh': {'data': 1, 'fsdp': -1, 'context': 1, 'tensor': 1},
+  }
+
+
+def base() -> Any:
+  """Returns the defaults as a locked ConfigDict, for experiments to change."""
+  import ml_collections  # not on every accelerator image
+  from ml_collections import config_dict
+
+  config = ml_collections.ConfigDict(defaults())
+  overrides = ml_collections.ConfigDict()
+  for field in dataclasses.fields(model_config.ModelConfig):
+    kind = field.type if isinstance(field.type, type) else tuple
+    kind = kind if kind in (int, float, bool, str) else tuple
+    overrides[field.name] = config_dict.placeholder(kind)
+  config.model.overrides = overrides
+  return config.lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the training step is built from, checked.
+
+  Attributes:
+    model: the model.
+    optimizer: the optimizer's keys.
+    steps: updates in all; the schedule ends there.
+    length: T, tokens a row.
+    rows: B, rows a step over all devices.
+    max_bad_steps: skipped updates in a row that end the run.
+    spike_factor: see `defaults`.
+  """
+
+  model: model_config.ModelConfig
+  optimizer: optimizer.Settings
+  steps: int
+  length: int
+  rows: int
+  max_bad_steps: int = 10
+  spike_factor: float = 0.0
+
+
+def resolve(config: Any) -> Run:
+  """Checks a run's config and returns its typed core.
+
+  Args:
+    config: ConfigDict or nested dict with the keys of `defaults`.
+
+  Raises:
+    ValueError: naming the first key that is wrong, and the cure.
+  """
+  config = to_dict(config)
+  _check_keys(config, defaults())
+  data, train = config['data'], config['train']
+  model = resolve_model(config)
+  if data['length'] > model.max_position_embeddings:
+    raise ValueError(
+      f'data.length ({data["length"]}) is longer than the '
+      f'{model.max_position_embeddings} positions of {config["model"]["preset"]}'
+      '; shorten it or raise model.overrides.max_position_embeddings'
+    )
+  if data['vocabulary_size'] > model.vocab_size:
+    raise ValueError(
+      f'data.vocabulary_size ({data["vocabulary_size"]}) exceeds the '
+      f'{model.vocab_size} rows of the embedding; set '
+      'model.overrides.vocab_size'
+    )
+  for key in ('data.length', 'data.batch_tokens', 'train.steps') + (
+    'train.log_every',
+    'train.max_bad_steps',
+    'checkpoint.every',
+    'checkpoint.keep',
+    'optimizer.accumulate_steps',
+  ):
+    section, name = key.split('.')
+    if config[section][name] < 1:
+      raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
+  if data['batch_tokens'] % data['length']:
+    raise ValueError(
+      f'data.batch_tokens ({data["batch_tokens"]}) must be a multiple of '
+      f'data.length ({data["length"]})'
+    )
+  profile_range(train['profile'])
+  settings = optimizer.Settings(**config['optimizer'])
+  run = Run(
+    model=model,
+    optimizer=settings,
+    steps=train['steps'],
+    length=data['length'],
+    rows=data['batch_tokens'] // data['length'],
+    max_bad_steps=train['max_bad_steps'],
+    spike_factor=train['spike_factor'],
+  )
+  optimizer.check(settings, run.steps, transformer.param_axes(model))
+  if run.rows % settings.accumulate_steps:
+    raise ValueError(
+      f'{run.rows} rows a step cannot be cut into '
+      f'optimizer.accumulate_steps = {settings.accumulate_steps} equal pieces'
+    )
+  return run
+
+
+def resolve_model(config: Any) -> model_config.ModelConfig:
+  """Returns the model a config names: its preset with its overrides."""
+  section = to_dict(config)['model']
+  changes = {k: v for k, v in section['overrides'].items() if v is not None}
+  return model_config.get_preset(section['preset'], **changes)
+
+
+def profile_range(text: str) -> tuple[int, int] | None:
+  """Returns first and last step of train.profile, or None for ''."""
+  if not text:
+    return None
+  match = re.fullmatch(r'(\d+)-(\d+)', text)
+  if not match or not 1 <= int(match[1]) <= int(match[2]):
+    raise ValueError(f"train.profile is 'first-last' in steps, not {text!r}")
+  return int(match[1]), int(match[2])
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Returns a config as nested plain dicts."""
+  return config if isinstance(config, dict) else config.to_dict()
+
+
+def identity(config: Any, run: Run) -> dict[str, Any]:
+  """Returns what a checkpoint records of its run: 'section.key' -> value.
+
+  The model is spelled out field by field, so that a preset and the overrides
+  that lead to the same model are the same run. JSON types only.
+  """
+  flat = {}
+  for name, section in to_dict(config).items():
+    if name == 'model':
+      section = run.model.to_dict()
+    if isinstance(section, dict):
+      flat.update({f'{name}.{key}': value for key, value in section.items()})
+    else:
+      flat[name] = section
+  return json.loads(json.dumps(flat))
+
+
+def refuse_other_run(
+  saved: dict[str, Any], now: dict[str, Any], where: str
+) -> list[str]:
+  """Compares a checkpoint's `identity` with this run's.
+
+  Args:
+    saved: from the checkpoint; keys unknown to it are not compared.
+    now: of this run.
+    where: the workdir, for the message.
+
+  Returns:
+    One line for each free key that has changed.
+
+  Raises:
+    ValueError: naming the first key that makes this another run.
+  """
+  changed = []
+  for key in sorted(saved.keys() & now.keys()):
+    if saved[key] == now[key]:
+      continue
+    line = f'{key}: {saved[key]!r} -> {now[key]!r}'
+    if not key.startswith(FREE_KEYS):
+      raise ValueError(
+        f'{where} holds another run, with {key} = {saved[key]!r}; here it is '
+        f'{now[key]!r}. Continue with the old value, or take another --workdir'
+      )
+    changed.append(line)
+  return changed
+
+
+def _check_keys(
+  config: dict[str, Any], known: dict[str, Any], path: str = ''
+) -> None:
+  """Raises ValueError for a key too many or too few."""
+  for key in config:
+    if key not in known:
+      close = difflib.get_close_matches(key, known, 1)
+      hint = f'; did you mean {path}{close[0]}?' if close else ''
+      raise ValueError(f'unknown config key {path}{key}{hint}')
+  for key, value in known.items():
+    if key not in config:
+      raise ValueError(f'config key {path}{key} is missing')
+    # Overrides and rates may hold any subset; others check their names.
+    if isinstance(value, dict) and key not in ('overrides', 'rates'):
+      _check_keys(config[key], value, f'{path}{key}.')

@@ -1,0 +1,104 @@
+"""The training state: what a step reads and writes, and a checkpoint keeps."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from yi_jax.models import transformer
+from yi_jax.sharding import rules
+from yi_jax.training import faults, optimizer, run_config
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+  """Everything that changes from step to step.
+
+  Attributes:
+    step: int32 scalar, updates made, skipped ones included.
+    params: nested dict of float32 master weights.
+    opt_state: AdamW's moments, of the trainable parameters only.
+    guard: memory of the judge over updates.
+  """
+
+  step: jax.Array
+  params: dict[str, Any]
+  opt_state: optax.OptState
+  guard: faults.Guard
+
+
+def fresh(
+  run: run_config.Run,
+  mesh: jax.sharding.Mesh,
+  seed: int,
+  params: dict[str, Any] | None = None,
+) -> TrainState:
+  """Returns the state at step 0, made where it belongs.
+
+  Args:
+    run: the run.
+    mesh: where it lives.
+    seed: decides the weights; the same on any mesh.
+    params: weights to start from instead, already sharded.
+  """
+  target = shardings(run, mesh)
+  if params is None:
+    params = jax.jit(
+      lambda key: transformer.init_params(run.model, key),
+      out_shardings=target.params,
+    )(jax.random.key(seed))
+
+  def rest(params: dict[str, Any]) -> tuple[Any, ...]:
+    trained, _ = optimizer.split(params, run.optimizer.trainable)
+    opt_state = optimizer.make(run.optimizer).init(trained)
+    return jnp.zeros((), jnp.int32), opt_state, faults.fresh_guard()
+
+  step, opt_state, guard = jax.jit(
+    rest, out_shardings=(target.step, target.opt_state, target.guard)
+  )(params)
+  return TrainState(step, params, opt_state, guard)
+
+
+def abstract(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:
+  """Returns the state's shapes, types and shardings, without any memory."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    _shapes(run),
+    shardings(run, mesh),
+  )
+
+
+def shardings(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:
+  """Returns where each part lives: moments with their parameters."""
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  params = rules.shardings(mesh, transformer.param_axes(run.model))
+  trained, _ = optimizer.split(params, run.optimizer.trainable)
+  shapes = _shapes(run)
+  return TrainState(
+    step=everywhere,
+    params=params,
+    opt_state=optax.tree.map_params(
+      optimizer.make(run.optimizer),
+      lambda _, sharding: sharding,
+      shapes.opt_state,
+      trained,
+      transform_non_params=lambda _: everywhere,
+    ),
+    guard=jax.tree.map(lambda _: everywhere, shapes.guard),
+  )
+
+
+def _shapes(run: run_config.Run) -> TrainState:
+  params = transformer.abstract_params(run.model)
+  trained, _ = optimizer.split(params, run.optimizer.trainable)
+  return TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32),
+    params=params,
+    opt_state=jax.eval_shape(optimizer.make(run.optimizer).init, trained),
+    guard=jax.eval_shape(faults.fresh_guard),
+  )

@@ -1,0 +1,215 @@
+"""One update: loss, gradients, judgement, AdamW, all in one program.
+
+Axes: B rows a step, A microbatches, T tokens a row.
+
+The step is made from shapes alone (`make`), so that it can be lowered and
+compiled for a machine that is not there; plan, benchmarks and the tests of the
+experiment files do that.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from yi_jax.sharding import rules
+from yi_jax.training import faults, objectives, optimizer, run_config
+from yi_jax.training import state as train_state
+
+_FIELDS = {
+  'tokens': jnp.int32,
+  'targets': jnp.int32,
+  'segment_ids': jnp.int32,
+  'positions': jnp.int32,
+  'loss_weights': jnp.float32,
+}
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+  """A compiled-on-demand step, and the shapes it takes.
+
+  Attributes:
+    update: jitted (state, batch) -> (state, metrics); the state is donated.
+      Metrics are float32 scalars but for `bad` and `skipped` (int32).
+    state: shapes, types and shardings of the state.
+    batch: the same of a global batch.
+  """
+
+  update: Callable[..., tuple[train_state.TrainState, Metrics]]
+  state: train_state.TrainState
+  batch: dict[str, jax.ShapeDtypeStruct]
+
+  def lower(self) -> jax.stages.Lowered:
+    """Lowers the step from shapes; `.compile()` it for memory and time."""
+    return self.update.lower(self.state, self.batch)
+
+
+def make(
+  run: run_config.Run,
+  mesh: jax.sharding.Mesh,
+  *,
+  objective: objectives.Objective | None = None,
+  attention_fn: Callable[..., jax.Array] | None = None,
+) -> TrainStep:
+  """Builds the step of a run on a mesh.
+
+  Args:
+    run: the run.
+    mesh: devices, which may be a compile-only topology.
+    objective: (params, batch) -> (sum, aux with 'nll' and 'weight'); None is
+      next-token prediction.
+    attention_fn: attention for that default objective; None is the model's.
+
+  Raises:
+    ValueError: if the rows cannot be divided over the devices.
+  """
+  check_rows(run, mesh)
+  if objective is None:
+    objective = functools.partial(
+      objectives.next_token,
+      config=run.model,
+      attention_fn=attention_fn,
+      z_loss=run.optimizer.z_loss,
+    )
+  state = train_state.abstract(run, mesh)
+  batch = abstract_batch(run, mesh)
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  update = jax.jit(
+    functools.partial(_update, run=run, mesh=mesh, objective=objective),
+    in_shardings=jax.tree.map(lambda leaf: leaf.sharding, (state, batch)),
+    out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
+    donate_argnums=0,
+  )
+  return TrainStep(update, state, batch)
+
+
+def abstract_batch(
+  run: run_config.Run, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes, types and shardings of a global batch, each [B, T]."""
+  sharding = rules.batch_sharding(mesh)
+  return {
+    name: jax.ShapeDtypeStruct((run.rows, run.length), dtype, sharding=sharding)
+    for name, dtype in _FIELDS.items()
+  }
+
+
+def check_rows(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
+  """Raises ValueError unless each device gets whole rows of a microbatch."""
+  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  pieces = run.optimizer.accumulate_steps
+  if run.rows % (shards * pieces):
+    raise ValueError(
+      f'{run.rows} rows a step (data.batch_tokens / data.length) cannot be '
+      f'divided over {shards} devices (mesh data x fsdp) and '
+      f'{pieces} microbatches; take a multiple of {shards * pieces} rows'
+    )
+  if run.length % mesh.shape['context']:
+    raise ValueError(
+      f'data.length ({run.length}) must be a multiple of mesh.context '
+      f'({mesh.shape["context"]})'
+    )
+
+
+def _update(
+  state: train_state.TrainState,
+  batch: objectives.Batch,
+  *,
+  run: run_config.Run,
+  mesh: jax.sharding.Mesh,
+  objective: objectives.Objective,
+) -> tuple[train_state.TrainState, Metrics]:
+  """Makes one update; see `TrainStep.update`."""
+  settings = run.optimizer
+  trained, frozen = optimizer.split(state.params, settings.trainable)
+  grads, sums = _gradients(
+    lambda trained, batch: objective(optimizer.merge(trained, frozen), batch),
+    trained,
+    _microbatches(batch, settings.accumulate_steps, mesh),
+  )
+  # One division, by the weight of the whole batch. A batch without any weight
+  # has no gradient either.
+  scale = 1 / jnp.maximum(sums['weight'], 1e-6)
+  loss = sums['nll'] * scale
+  norm = optax.global_norm(grads) * scale
+  ok, guard = faults.judge(state.guard, loss, norm, run.spike_factor)
+
+  rate = optimizer.rate(settings, state.step, run.steps)
+  scale *= optimizer.clip_scale(norm, settings.clip_norm)
+  grads = jax.tree.map(lambda g: g * scale, grads)
+  direction, opt_state = optimizer.make(settings).update(
+    grads, state.opt_state, trained
+  )
+  moved = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
+
+  def keep(new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+  new_state = train_state.TrainState(
+    step=state.step + 1,
+    params=optimizer.merge(keep(moved, trained), frozen),
+    opt_state=keep(opt_state, state.opt_state),
+    guard=guard,
+  )
+  metrics = {
+    'loss': loss,
+    'grad_norm': norm,
+    'learning_rate': rate,
+    'weight': sums['weight'],
+    'bad': guard.bad,
+    'skipped': guard.skipped,
+  }
+  return new_state, metrics
+
+
+def _microbatches(
+  batch: objectives.Batch, pieces: int, mesh: jax.sharding.Mesh
+) -> objectives.Batch:
+  """Reshapes [B, T] to [A, B/A, T] without moving rows between devices."""
+  if pieces == 1:
+    return {name: x[None] for name, x in batch.items()}
+  spec = rules.batch_sharding(mesh).spec
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(None, *spec)
+  )
+
+  def cut(x: jax.Array) -> jax.Array:
+    # Row r goes to microbatch r mod A: neighbours, which share a device, are
+    # dealt out one each.
+    x = x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+  return {name: cut(x) for name, x in batch.items()}
+
+
+def _gradients(
+  objective: objectives.Objective,
+  params: optimizer.Params,
+  batch: objectives.Batch,
+) -> tuple[optimizer.Params, dict[str, jax.Array]]:
+  """Returns gradients of the summed loss, and the sums, over [A, B/A, T]."""
+  value_and_grad = jax.value_and_grad(objective, has_aux=True)
+
+  def one(piece: objectives.Batch) -> tuple[Any, dict[str, jax.Array]]:
+    (_, sums), grads = value_and_grad(params, piece)
+    return grads, sums
+
+  pieces = len(batch['tokens'])
+  first = jax.tree.map(lambda x: x[0], batch)
+  if pieces == 1:
+    return one(first)
+
+  def add(carry: Any, piece: objectives.Batch) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, carry, one(piece)), None
+
+  zeros = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first)
+  )
+  total, _ = jax.lax.scan(add, zeros, batch)
+  return total
