@@ -1,0 +1,1 @@
+"""The Yi model family in JAX. Importing this imports nothing heavy."""
