@@ -49,7 +49,8 @@ def test_overrides_keep_the_type_of_the_key(config_file):
     "--config.rates={'en': 2.0}",
     '--workdir=here',
   )
-  assert (code, config.size, workdir) == (0, 'large', 'here')
+  assert (code, config.size) == (0, 'large')
+  assert workdir == os.path.abspath('here')
   assert (config.train.steps, config.train.rate) == (7, 1e-3)
   assert config.prompts == ('x', 'y')
   assert config.rates.to_dict() == {'en': 2.0}
@@ -101,6 +102,13 @@ def test_errors_of_the_program_are_not_hidden(config_file):
       example='',
       argv=[f'--config={config_file}'],
     )
+
+
+def test_a_run_is_kept_below_runs_under_the_name_of_its_config(config_file):
+  _, [(_, workdir)] = _run(f'--config={config_file}:large')
+  assert workdir == str(paths.REPOSITORY / 'runs' / 'run_large')
+  _, [(workdir,)] = _run(needs_config=False)
+  assert workdir is None
 
 
 def test_help_shows_the_example_and_the_flags(capsys):

@@ -14,12 +14,14 @@ imported by one test) and hands them over:
 Verbs without a run config pass `needs_config=False` and a main() without
 arguments. ValueError and OSError mean that the input was bad: their message
 alone is shown, `error: ...`, with exit code 2; `--traceback` shows the rest.
-Keys of the config are changed with `--config.section.key=value`.
+Keys of the config are changed with `--config.section.key=value`. A flag named
+`workdir` comes out absolute, and as runs/NAME of the config when not given.
 """
 
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -138,6 +140,10 @@ def run(
     unknown = flag_values([verb, *rest])[1:]
     if unknown:
       raise ValueError(f'{unknown[0]!r} is no flag; see --help')
+    if 'workdir' in flag_values:
+      flag_values['workdir'].value = _workdir(
+        flag_values['workdir'].value, config_spec
+      )
     flags.FLAGS.mark_as_parsed()  # libraries ask for flags of their own
     return main(*arguments) or 0
   except KeyboardInterrupt:
@@ -176,6 +182,18 @@ def _split(argv: list[str]) -> tuple[str, list[str], list[str]]:
     elif name != 'traceback':
       rest.append(argument)
   return spec, assignments, rest
+
+
+def _workdir(given: str | None, config_spec: str) -> str | None:
+  """Returns --workdir as an absolute path, runs/NAME[_arg] if not given."""
+  if given:
+    return paths.in_caller(given)
+  if not config_spec:
+    return None
+  name, _, arg = config_spec.partition(':')
+  name = os.path.splitext(os.path.basename(name))[0]
+  arg = re.sub(r'\W+', '_', f'_{arg}') if arg else ''
+  return paths.in_repository(f'runs/{name}{arg}')
 
 
 def _help(
