@@ -194,7 +194,9 @@ def _looped(
   T, S = q.shape[3], k.shape[2]
   more_q, more_k = -T % block, -S % block
 
-  def pad(x: jax.Array | None, axis: int, more: int, value: int = 0):  # noqa: ANN202
+  def pad(
+    x: jax.Array | None, axis: int, more: int, value: int = 0
+  ) -> jax.Array | None:
     if x is None or not more:
       return x
     widths = [(0, 0)] * x.ndim

@@ -8,6 +8,7 @@ Both serve training and prefill, where the index is the order. With a cache
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,8 @@ def splash(
 
 def _splash_kernel(
   num_heads: int, length: int, window: int | None, interpret: bool
-):  # noqa: ANN202 (a Pallas callable)
+) -> Callable[..., jax.Array]:
+  """Returns attend(q, k, v, segment_ids) for one row, heads first."""
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernel,
   )
