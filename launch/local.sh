@@ -233,6 +233,12 @@ forward() {
   return "$status"
 }
 
+# stop STATUS: ends a quickstart that did not reach its end.
+stop() {
+  [[ -z $signalled ]] || say 'stopped; the same command goes on from here'
+  exit "$1"
+}
+
 quickstart() {
   local workdir=$repo/runs/quickstart flag train=() both=()
   both+=(--config=experiments/quickstart.py)
@@ -246,13 +252,10 @@ quickstart() {
     esac
   done
   SECONDS=0
-  forward python -m yi_jax.prepare "${both[@]}"
+  forward python -m yi_jax.prepare "${both[@]}" || stop $?
   forward python -m yi_jax.train "${both[@]}" --workdir="$workdir" \
-    ${train[@]+"${train[@]}"}
-  if [[ -n $signalled || ! -f $workdir/report.json ]]; then
-    say "stopped before the end; the same command goes on from $workdir"
-    return
-  fi
+    ${train[@]+"${train[@]}"} || stop $?
+  [[ -z $signalled ]] || stop 0
   local place again
   printf -v place %q "$workdir"
   printf -v again %q "$0"

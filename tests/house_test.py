@@ -28,6 +28,7 @@ _MAY_IMPORT = {
   'sharding': {'models'},
   'data': {'app', 'paths'},
   'training': {'models', 'sharding', 'data', 'paths'},
+  'serving': {'models', 'sharding', 'data', 'paths'},
 }
 # Heavy or foreign packages: the only parts of yi_jax that may import them.
 _ONLY_IN = {
@@ -71,6 +72,18 @@ def _runnable():
     for path in sorted(_PACKAGE.rglob('*.py'))
     if '\nif __name__ == ' in path.read_text()
   ]
+
+
+def _code_lines(text, function):
+  """Returns the lines of a function that are no docstring or comment."""
+  skipped = range(0)
+  if ast.get_docstring(function):
+    docstring = function.body[0]
+    skipped = range(docstring.lineno, docstring.end_lineno + 1)
+  numbers = range(function.lineno, function.end_lineno + 1)
+  lines = text.split('\n')
+  kept = [lines[n - 1].strip() for n in numbers if n not in skipped]
+  return sum(bool(line) and not line.startswith('#') for line in kept)
 
 
 def _python(*arguments):
@@ -162,11 +175,11 @@ def test_every_verb_has_its_page(verb):
 def test_files_and_functions_stay_readable(path):
   text = path.read_text()
   assert text.count('\n') <= 600, 'split it: one reason to change a file'
-  if path.suffix == '.py':
+  if path.suffix == '.py' and path != _PACKAGE / 'train.py':  # reads down
     for node in ast.walk(ast.parse(text)):
-      if isinstance(node, ast.FunctionDef) and node.name != 'main':
-        lines = node.end_lineno - node.lineno
-        assert lines <= 80, f'{node.name} is {lines} lines'
+      if isinstance(node, ast.FunctionDef):
+        lines = _code_lines(text, node)
+        assert lines <= 80, f'{node.name} has {lines} lines of code'
 
 
 @pytest.mark.parametrize(

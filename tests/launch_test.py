@@ -325,9 +325,10 @@ def test_a_signal_to_quickstart_lets_training_save(clone):
   process = clone.start('quickstart', FAKE_RUN='wait')
   clone.wait_for('training')
   process.send_signal(signal.SIGTERM)
-  _, err = process.communicate(timeout=30)
+  out, err = process.communicate(timeout=30)
   assert clone.log('saved') == ['saved on SIGTERM']
   assert process.returncode == 0
+  assert 'Done' not in out
   assert 'the same command goes on' in err
 
 
