@@ -188,7 +188,7 @@ explain() {
 enter() {
   export VIRTUAL_ENV=$1 PATH=$1/bin:$PATH
   unset PYTHONHOME
-  export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+  export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
   export GRPC_VERBOSITY=${GRPC_VERBOSITY:-ERROR}
 }
 
