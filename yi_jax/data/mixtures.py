@@ -1,0 +1,236 @@
+"""Tasks (one a source) and mixtures of them, as plain tables.
+
+A task is named `{language}_{kind}_{source}`, as in en_books_plays. `tasks.py`
+puts the same tasks and mixtures into seqio's registry; what only needs names
+and rates reads them here, without TensorFlow.
+
+A rate is a share of the rows that training reads, in tokens therefore, as rows
+are full. Rates need not sum to one.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from yi_jax import app
+from yi_jax.data import files, sources
+
+# Tokens of Yi's pretraining data by kind, in units of 0.1 B, read off the chart
+# of its report (figure 2); the split between languages could not be read.
+KINDS = {
+  'web': 25_239,
+  'code': 2_569,
+  'papers': 1_526,
+  'books': 949,
+  'encyclopedia': 349,
+  'other': 615,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One source of documents. One of source, tfds and pattern is set.
+
+  Attributes:
+    name: language_kind_source.
+    source: key of `sources.SOURCES`.
+    tfds: versioned name of a TensorFlow data set with a `text` feature.
+    split: of that data set.
+    pattern: glob of files, see `files`.
+    column: field of those files that holds the text.
+    megabytes: of text, about; what tasks of one kind and language share by.
+  """
+
+  name: str
+  source: str = ''
+  tfds: str = ''
+  split: str = 'train'
+  pattern: str = ''
+  column: str = 'text'
+  megabytes: float = 1.0
+
+  @property
+  def language(self) -> str:
+    """'en', 'zh', 'code' or another."""
+    return self.name.split('_')[0]
+
+  @property
+  def kind(self) -> str:
+    """One of KINDS."""
+    return self.name.split('_')[1]
+
+  def identity(self) -> str:
+    """Returns a string that changes when the documents of this task do."""
+    if self.source:
+      return sources.identity(self.source)
+    if self.tfds:
+      return f'tfds {self.tfds} {self.split}'
+    return files.identity(self.pattern, self.column)
+
+
+# Source -> last part of its task's name.
+_LOCAL = {
+  'zh_law': 'law',
+  'zh_news': 'news',
+  'zh_reviews': 'reviews',
+  'zh_dict': 'dictionary',
+  'zh_novel': 'novel',
+  'zh_docs_paddlex': 'paddlex',
+  'zh_en_dict': 'cedict',
+  'zh_math': 'mathematics',
+  'en_news': 'news',
+  'en_parliament': 'parliament',
+  'en_tweets': 'tweets',
+  'en_docs_django': 'django',
+  'en_docs_paddlex': 'paddlex',
+  'en_plays': 'plays',
+  'en_bible': 'bible',
+  'en_chat': 'chat',
+  'web_c4': 'c4sample',
+  'web_wiki': 'wikisample',
+  'code_py': 'python',
+}
+
+
+def _local_tasks() -> Iterable[Task]:
+  for key, name in _LOCAL.items():
+    source = sources.SOURCES[key]
+    yield Task(
+      f'{source.language}_{source.kind}_{name}',
+      source=key,
+      megabytes=source.megabytes,
+    )
+
+
+# Large sets of TFDS that a pod would read; nothing here downloads them. Sizes
+# are rounded and only matter against other tasks of their kind and language.
+_LARGE = (
+  Task('en_web_c4', tfds='c4/en:3.1.0', megabytes=800_000),
+  Task(
+    'zh_web_mc4', tfds='c4/multilingual:3.1.0', split='zh', megabytes=200_000
+  ),
+  Task(
+    'en_encyclopedia_wikipedia',
+    tfds='wikipedia/20230601.en:1.0.0',
+    megabytes=20_000,
+  ),
+  Task(
+    'zh_encyclopedia_wikipedia',
+    tfds='wikipedia/20230601.zh:1.0.0',
+    megabytes=2_500,
+  ),
+)
+
+TASKS = {task.name: task for task in (*_local_tasks(), *_LARGE)}
+
+
+def get(name: str) -> Task:
+  """Returns a task by name; ValueError names the nearest."""
+  if name not in TASKS:
+    raise ValueError(f'no task {name!r}{app.nearest(name, TASKS)}')
+  return TASKS[name]
+
+
+def register_files(name: str, pattern: str, column: str = 'text') -> Task:
+  """Adds a task that reads files of your own; call it in a config file.
+
+  Example: register_files('en_papers_mine', '/disk/papers/*.jsonl.gz')
+
+  Args:
+    name: language_kind_source, kind being one of KINDS.
+    pattern: glob of .jsonl, .json, .parquet or text files; JSON and text may
+      be .gz. A relative one starts at the repository.
+    column: field or column that holds the text.
+
+  Raises:
+    ValueError: if the name has another form, or is taken by another task.
+  """
+  parts = name.split('_', 2)
+  if len(parts) != 3 or parts[1] not in KINDS:
+    raise ValueError(
+      f'a task is named language_kind_source, kind being one of {list(KINDS)}, '
+      f'not {name!r}'
+    )
+  task = Task(name, pattern=pattern, column=column)
+  if TASKS.setdefault(name, task) != task:
+    raise ValueError(f'task {name!r} is there already and reads other data')
+  return task
+
+
+def by_kind(
+  names: Iterable[str], languages: Mapping[str, float] | None = None
+) -> dict[str, float]:
+  """Shares rates as Yi's report does by kind, over the tasks that are there.
+
+  Kinds without a task drop out. Ours, as the report does not tell: a kind is
+  split between its languages by `languages`, and what one language has of it
+  between its tasks by their size.
+
+  Args:
+    names: of tasks.
+    languages: language -> weight; None weighs all the same.
+
+  Returns:
+    Task name -> rate; they sum to one.
+  """
+  rates = {}
+  tasks = [get(name) for name in names]
+  for kind, share in KINDS.items():
+    groups = {}
+    for task in tasks:
+      if task.kind == kind:
+        groups.setdefault(task.language, []).append(task)
+    weights = {k: 1.0 if languages is None else languages[k] for k in groups}
+    for language, group in groups.items():
+      size = sum(task.megabytes for task in group)
+      part = share * weights[language] / sum(weights.values())
+      rates.update({t.name: part * t.megabytes / size for t in group})
+  total = sum(rates.values())
+  return {name: rate / total for name, rate in rates.items()}
+
+
+MIXTURES = {
+  # What the smallest group of raw files holds. Ours: both languages the same,
+  # inside a language about by size.
+  'quickstart': {
+    'en_books_plays': 0.16,
+    'en_books_bible': 0.13,
+    'en_other_django': 0.21,
+    'zh_other_law': 0.22,
+    'zh_encyclopedia_cedict': 0.22,
+    'zh_other_mathematics': 0.06,
+  },
+  # Yi's kinds over everything small.
+  'yi_text': by_kind(task.name for task in _local_tasks()),
+  # Yi's kinds with the large sets for web pages and encyclopaedias. Papers are
+  # missing: add your own with register_files and by_kind.
+  'yi_pretrain': by_kind(
+    task.name
+    for task in TASKS.values()
+    if task in _LARGE or task.kind not in ('web', 'encyclopedia')
+  ),
+}
+
+
+def rates(
+  mixture: str, override: Mapping[str, float] | None = None
+) -> dict[str, float]:
+  """Returns the rates of a run, by task name.
+
+  Args:
+    mixture: key of MIXTURES.
+    override: rates instead of the mixture's own, unless empty. A rate of 0
+      keeps a task's held-out text in the evaluation.
+
+  Raises:
+    ValueError: for unknown names, a negative rate, or rates that are all 0.
+  """
+  if mixture not in MIXTURES:
+    raise ValueError(f'no mixture {mixture!r}{app.nearest(mixture, MIXTURES)}')
+  found = dict(override or MIXTURES[mixture])
+  for name, rate in found.items():
+    get(name)
+    if rate < 0:
+      raise ValueError(f'the rate of {name} is negative: {rate}')
+  if not any(found.values()):
+    raise ValueError('all rates are 0: there is nothing to read')
+  return found

@@ -1,0 +1,200 @@
+"""What `prepare` has made for a run, found again without TensorFlow.
+
+Below the data root (`data/` unless config.data.root says otherwise):
+
+  raw/                                packages, see `raw`
+  tfds/                               data sets of TFDS
+  vocabularies/NAME/                  tokenizer.model, manifest.json
+  rows/TASK/survey-KEY.npz            hash and size of each document
+  rows/TASK/KEY/00000-of-00001/       the rows of one shard: train/, heldout/
+  rows/heldout/KEY/LANGUAGE.txt       the held-out text, as other tools read it
+  rows/index-KEY.json                 what belongs together, and its figures
+
+A KEY is a hash of everything that decides the content, so another vocabulary,
+length, split or raw file has other rows, and what is there is never stale.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from yi_jax import paths
+from yi_jax.data import mixtures, rows, vocabulary
+
+SPLITS = ('train', 'heldout')
+_FORMAT = 1  # of the rows and their key
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """The rows of one split of a run.
+
+  Attributes:
+    readers: task -> rows; all tasks of the mixture that have any.
+    rates: task -> share of the rows that training reads; may be 0.
+    vocabulary_hash: of the vocabulary that made the rows.
+    languages: task -> 'en', 'zh', 'code' or another.
+    bytes: task -> UTF-8 bytes of exactly the documents in these rows.
+    documents: task -> number of documents.
+    xz: language -> bits per byte of `xz -9e` on the held-out text.
+  """
+
+  readers: dict[str, rows.RowReader]
+  rates: dict[str, float]
+  vocabulary_hash: str
+  languages: dict[str, str]
+  bytes: dict[str, int]
+  documents: dict[str, int]
+  xz: dict[str, float]
+
+
+def open_prepared(data: Any, split: str) -> Prepared:
+  """Opens what `prepare` has made.
+
+  Args:
+    data: the data section of a run's config.
+    split: 'train' or 'heldout'.
+
+  Raises:
+    FileNotFoundError: if it is not there, with the command that makes it.
+    ValueError: if a part of it is damaged or made with another vocabulary.
+  """
+  if split not in SPLITS:
+    raise ValueError(f'no split {split!r}: there are {SPLITS}')
+  index = read_index(data)
+  if index is None:
+    raise FileNotFoundError(
+      f'the rows of mixture {data.mixture!r} with vocabulary '
+      f'{data.vocabulary!r} at length {data.length} are not in {root(data)}; '
+      'make them with\n  python -m yi_jax.prepare --config=... (the same '
+      'config and --config.data flags)'
+    )
+  file = vocabulary_folder(data) / vocabulary.MODEL_FILE
+  digest = hashlib.sha256(file.read_bytes()).hexdigest()
+  if digest != index['vocabulary_hash']:
+    raise ValueError(
+      f'{file} has changed since the rows were made; run yi_jax.prepare again'
+    )
+  readers, documents, sizes = {}, {}, {}
+  for name, entry in index['tasks'].items():
+    shards = finished_shards(rows_folder(data, name) / entry['key'])
+    if not shards:
+      raise FileNotFoundError(
+        f'rows of {name} are gone from {rows_folder(data, name)}; run '
+        'yi_jax.prepare again'
+      )
+    reader = rows.RowReader([shard / split for shard in shards])
+    if len(reader):
+      readers[name] = reader
+    documents[name] = entry[split]['documents']
+    sizes[name] = entry[split]['bytes']
+  return Prepared(
+    readers=readers,
+    rates=rates(data),
+    vocabulary_hash=index['vocabulary_hash'],
+    languages={name: mixtures.get(name).language for name in index['tasks']},
+    bytes=sizes,
+    documents=documents,
+    xz=index['xz'],
+  )
+
+
+def rates(data: Any) -> dict[str, float]:
+  """Returns the rates of a run's config, by task."""
+  return mixtures.rates(data.mixture, dict(data.rates))
+
+
+def root(data: Any) -> pathlib.Path:
+  """Returns the data root of a config."""
+  return pathlib.Path(paths.in_repository(data.root))
+
+
+def vocabulary_folder(data: Any) -> pathlib.Path:
+  """Returns where the vocabulary of a config is or will be."""
+  return root(data) / 'vocabularies' / data.vocabulary
+
+
+def rows_folder(data: Any, task: str) -> pathlib.Path:
+  """Returns the folder of a task's rows, of all keys."""
+  return root(data) / 'rows' / task
+
+
+def index_path(data: Any) -> pathlib.Path:
+  """Returns the file that tells which rows a config means."""
+  return root(data) / 'rows' / f'index-{_key(wanted(data))}.json'
+
+
+def wanted(data: Any) -> dict[str, Any]:
+  """Returns what a config says about its rows.
+
+  It is known where the raw files are not, as on a pod that only trains; their
+  identities are inside the index, and `prepare` compares them.
+  """
+  return {
+    'format': _FORMAT,
+    'reads': {
+      name: (task.source, task.tfds, task.split, task.pattern, task.column)
+      for name, task in ((name, mixtures.get(name)) for name in rates(data))
+    },
+    'vocabulary': data.vocabulary,
+    'vocabulary_size': data.vocabulary_size,
+    'length': data.length,
+    'heldout_fraction': data.heldout_fraction,
+    'heldout_bytes': data.heldout_bytes,
+  }
+
+
+def read_index(data: Any) -> dict[str, Any] | None:
+  """Returns the index of a config, or None if it was never prepared."""
+  path = index_path(data)
+  return json.loads(path.read_text()) if path.is_file() else None
+
+
+def survey_path(data: Any, task: str, identity: str) -> pathlib.Path:
+  """Returns where the hashes and sizes of a task's documents are kept."""
+  return rows_folder(data, task) / f'survey-{_key(identity)}.npz'
+
+
+def rows_key(
+  identity: str, vocabulary_hash: str, length: int, heldout_limit: int
+) -> str:
+  """Returns the key of a task's rows; identity is `mixtures.Task.identity`."""
+  return _key([_FORMAT, identity, vocabulary_hash, length, heldout_limit])
+
+
+def heldout_folder(data: Any, keys: Mapping[str, str]) -> pathlib.Path:
+  """Returns where the held-out text of some rows (task -> key) is."""
+  return root(data) / 'rows' / 'heldout' / _key(dict(keys))
+
+
+def shard_name(index: int, count: int) -> str:
+  """Returns the folder name of the i-th of n shards."""
+  return f'{index:05}-of-{count:05}'
+
+
+def finished_shards(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the shard folders of a key, in order, if they are complete.
+
+  Rows may have been made with several numbers of shards; the smallest complete
+  one is taken.
+  """
+  counts = {
+    int(path.name[-5:])
+    for path in folder.glob('*-of-*')
+    if re.fullmatch(r'\d{5}-of-\d{5}', path.name)
+  }
+  for count in sorted(counts):
+    shards = [folder / shard_name(index, count) for index in range(count)]
+    if all(shard.is_dir() for shard in shards):
+      return shards
+  return []
+
+
+def _key(facts: Any) -> str:
+  """Returns a short hash of JSON."""
+  text = json.dumps(facts, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
