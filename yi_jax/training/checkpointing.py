@@ -94,17 +94,6 @@ class Checkpointer:
     except Exception as error:
       raise self._failed(error) from error
 
-  def manifest(self) -> dict[str, Any] | None:
-    """Returns the newest readable manifest, or None without checkpoints."""
-    for step in reversed(self.steps()):
-      try:
-        return read_manifest(self._folder / str(step))
-      except NewerFormat:
-        raise
-      except (OSError, ValueError, KeyError):
-        continue  # `restore` will say so
-    return None
-
   def restore(
     self, abstract: train_state.TrainState
   ) -> tuple[train_state.TrainState, dict[str, Any], list[str]] | None:
@@ -187,6 +176,7 @@ def manifest(
   vocabulary_hash: str,
   rows_consumed: int,
   rates: dict[str, float],
+  seconds: float,
 ) -> dict[str, Any]:
   """Returns what a checkpoint says about itself: JSON types only.
 
@@ -196,6 +186,7 @@ def manifest(
     vocabulary_hash: of the vocabulary the tokens came from.
     rows_consumed: global rows read; with the seed, the place in the data.
     rates: task -> rate of the mixture.
+    seconds: time spent on the run until now.
   """
   return {
     'format': FORMAT,
@@ -205,6 +196,7 @@ def manifest(
     'vocabulary_hash': vocabulary_hash,
     'rows_consumed': rows_consumed,
     'rates': dict(rates),
+    'seconds': seconds,
     'versions': {
       'jax': jax.__version__,
       'orbax': ocp.__version__,
@@ -231,6 +223,66 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
   return found
 
 
+def refuse_other_vocabulary(manifest: dict[str, Any], now: str) -> None:
+  """Raises ValueError if a checkpoint's tokens mean something else here.
+
+  Args:
+    manifest: of the checkpoint.
+    now: hash of the vocabulary in use.
+  """
+  if manifest['vocabulary_hash'] != now:
+    raise ValueError(
+      'the checkpoint was trained with another vocabulary (hash '
+      f'{manifest["vocabulary_hash"][:12]}, not {now[:12]}): its token ids '
+      'mean other text. Set data.vocabulary to the one it was trained with'
+    )
+
+
+def refuse_other_weights(
+  manifest: dict[str, Any], config: model_config.ModelConfig
+) -> None:
+  """Raises ValueError, naming a parameter, if weights do not fit a model.
+
+  Args:
+    manifest: of the checkpoint the weights are in.
+    config: of the model that shall take them.
+  """
+  found = model_config.ModelConfig.from_dict(manifest['model'])
+  theirs, ours = (
+    {
+      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+      for path, leaf in jax.tree_util.tree_leaves_with_path(
+        transformer.abstract_params(each)
+      )
+    }
+    for each in (found, config)
+  )
+  for name in sorted(theirs.keys() | ours.keys()):
+    if theirs.get(name) != ours.get(name):
+      raise ValueError(
+        f'the checkpoint does not fit the model: {name} is '
+        f'{theirs.get(name, "absent")} there and {ours.get(name, "absent")} '
+        f'here (layout {manifest["layout"]!r}; model.overrides change the model)'
+      )
+
+
+def newest_manifest(workdir: str) -> dict[str, Any]:
+  """Returns the newest readable manifest of a workdir.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  folder = epath.Path(workdir) / 'checkpoints'
+  for step in reversed(_steps(folder)):
+    try:
+      return read_manifest(folder / str(step))
+    except NewerFormat:
+      raise
+    except (OSError, ValueError, KeyError):
+      continue
+  raise FileNotFoundError(f'no checkpoint in {folder}')
+
+
 def load_params(
   workdir: str,
   step: int | None = None,
@@ -252,9 +304,7 @@ def load_params(
     OSError: if it cannot be read.
   """
   folder = epath.Path(workdir) / 'checkpoints'
-  steps = []
-  if folder.exists():
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  steps = _steps(folder)
   if not steps or (step is not None and step not in steps):
     what = 'checkpoint' if step is None else f'checkpoint {step}'
     there = f' (there are: {steps})' if steps else ''
@@ -276,6 +326,13 @@ def load_params(
   raise OSError(
     f'no checkpoint in {folder} can be read: {"; ".join(complaints)}'
   )
+
+
+def _steps(folder: epath.Path) -> list[int]:
+  """Returns the steps of the checkpoints in a folder, oldest first."""
+  if not folder.exists():
+    return []
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
 def _restore_params(

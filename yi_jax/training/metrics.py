@@ -8,18 +8,23 @@ WORKDIR/metrics.jsonl has one object a logged step:
 Lines of an evaluation hold step, tokens and `bits_per_byte` per language.
 """
 
+import contextlib
 import json
+import math
 import os
 import pathlib
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 from etils import epath
 
 from yi_jax.models import config as model_config
+from yi_jax.training import run_config
 
 # Dense bfloat16 FLOP/s of one JAX device, without sparsity, by the beginning
 # of its `device_kind`; the first that fits counts. TPU: Google Cloud's system
@@ -130,8 +135,16 @@ class Writer:
     self._events = _EventFile(os.path.join(folder, 'tensorboard'), first_step)
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """Writes one line; numbers also go to TensorBoard, nested ones as a/b."""
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    """Writes one line; numbers also go to TensorBoard, nested ones as a/b.
+
+    A number that is not finite becomes null: JSON has none.
+    """
+    line = {'step': step}
+    for name, value in values.items():
+      if isinstance(value, float) and not math.isfinite(value):
+        value = None
+      line[name] = value
+    self._file.write(json.dumps(line) + '\n')
     self._file.flush()
     self._events.write(step, values)
 
@@ -217,42 +230,147 @@ class _EventFile:
     self._file.close()
 
 
-class Progress:
-  """The line a person looks at; a new one each time if it is no terminal."""
+class Board:
+  """Everything that is told about the steps of one process's run.
 
-  def __init__(self, steps: int, first_step: int) -> None:
-    self._steps, self._first = steps, first_step
-    self._started = time.monotonic()
+  Other processes than the first keep silent.
+  """
+
+  def __init__(
+    self,
+    run: run_config.Run,
+    mesh: jax.sharding.Mesh,
+    folder: str,
+    first_step: int,
+    rows_before: int,
+    log_every: int,
+  ) -> None:
+    """Opens the files and starts the clock.
+
+    Args:
+      run: the run.
+      mesh: its devices.
+      folder: local folder, see `Folder`.
+      first_step: step of the state the run goes on from, 0 for a fresh one.
+      rows_before: rows read up to that step.
+      log_every: steps between two lines.
+    """
+    self._run, self._mesh, self._log_every = run, mesh, log_every
+    self._first, self._rows_before = first_step, rows_before
+    self._chief = jax.process_index() == 0
+    self._writer = Writer(folder, first_step) if self._chief else None
     self._live = sys.stdout.isatty()
+    self._paused_for, self._frozen = 0.0, None  # seconds
+    self._started = self._since = self._clock()
+    self._logged = first_step
 
-  def show(self, step: int, values: dict[str, Any]) -> None:
+  def record(
+    self, step: int, values: dict[str, Any], **more: dict[str, float]
+  ) -> None:
+    """Logs a step if its turn has come.
+
+    Args:
+      step: number of the update, from 1.
+      values: its metrics, on the host.
+      **more: values by name, which are logged whether or not it is its turn.
+    """
+    turn = step % self._log_every == 0 or step in (1, self._run.steps)
+    if not self._chief or not (turn or more):
+      return
+    run, now = self._run, self._clock()
+    tokens_a_step = run.rows * run.length
+    seconds = max(now - self._since, 1e-9)
+    speed = (step - self._logged) * tokens_a_step / seconds
+    self._logged, self._since = step, now
+    rows = self._rows_before + (step - self._first) * run.rows
+    device = self._mesh.devices.flat[0].device_kind
+    line = {
+      name: float(values[name])
+      for name in ('loss', 'learning_rate', 'grad_norm')
+    }
+    line['tokens'] = rows * run.length
+    line['tokens_per_second'] = speed
+    line['mfu'] = mfu(run.model, run.length, speed, device, self._mesh.size)
+    line['skipped'] = int(values['skipped'])
+    self._writer.write(step, {**line, **more})
+    self._show(step, line)
+    for name, numbers in more.items():
+      shown = ', '.join(f'{key} {x:.4f}' for key, x in numbers.items())
+      self._print(f'step {step:,}: {name.replace("_", " ")} {shown}')
+
+  @contextlib.contextmanager
+  def paused(self, values: dict[str, jax.Array]) -> Iterator[None]:
+    """Keeps the block's time, after the step of `values`, out of the speed."""
+    jax.block_until_ready(values)
+    self._frozen = time.monotonic()
+    yield
+    self._paused_for += time.monotonic() - self._frozen
+    self._frozen = None
+
+  def _clock(self) -> float:
+    """Returns seconds that stand still while paused."""
+    return (self._frozen or time.monotonic()) - self._paused_for
+
+  def sync(self) -> None:
+    """Makes sure that what was written survives a power cut."""
+    if self._chief:
+      self._writer.sync()
+
+  def close(self) -> None:
+    if self._chief:
+      self._writer.close()
+      if self._live:
+        print(flush=True)
+
+  def _show(self, step: int, line: dict[str, Any]) -> None:
     """Shows step, loss, speed, MFU where it is known, and the time left."""
-    elapsed = time.monotonic() - self._started
-    left = elapsed / max(step - self._first, 1) * (self._steps - step)
+    steps = self._run.steps
+    elapsed = self._clock() - self._started
+    left = elapsed / max(step - self._first, 1) * (steps - step)
     parts = [
-      f'step {step:,}/{self._steps:,}',
-      f'loss {values["loss"]:.4f}',
-      f'{values["tokens_per_second"]:,.0f} tokens/s',
+      f'step {step:,}/{steps:,}',
+      f'loss {line["loss"]:.4f}',
+      f'{line["tokens_per_second"]:,.0f} tokens/s',
     ]
-    if values.get('mfu') is not None:
-      parts.append(f'MFU {100 * values["mfu"]:.1f} %')
-    if values.get('skipped'):
-      parts.append(f'{values["skipped"]} updates skipped')
+    if line['mfu'] is not None:
+      parts.append(f'MFU {100 * line["mfu"]:.1f} %')
+    if line['skipped']:
+      parts.append(f'{line["skipped"]} updates skipped')
     parts.append(f'{duration(left)} left')
-    line = ' | '.join(parts)
+    self._print(' | '.join(parts), live=True)
+
+  def _print(self, text: str, live: bool = False) -> None:
+    """Prints a line; on a terminal a live one is overwritten by the next."""
     if self._live:
-      print(f'\r\x1b[K{line}', end='', flush=True)
+      print(f'\r\x1b[K{text}', end='' if live else '\n', flush=True)
     else:
-      print(line, flush=True)
+      print(text, flush=True)
 
-  def note(self, text: str) -> None:
-    """Prints a line of its own below the live one."""
-    print(f'\r\x1b[K{text}' if self._live else text, flush=True)
 
-  def end(self) -> None:
-    """Leaves the live line standing."""
-    if self._live:
-      print(flush=True)
+class Profiler:
+  """Records a trace of some steps for TensorBoard or Perfetto."""
+
+  def __init__(self, steps: tuple[int, int] | None, folder: str) -> None:
+    """Sets which steps (first, last) go into which folder; None is none."""
+    self._steps, self._folder = steps or (0, 0), folder
+    self._running = False
+
+  def before(self, step: int) -> None:
+    """Starts with the first step."""
+    if step == self._steps[0]:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def after(self, step: int, values: Any) -> None:
+    """Stops when the last step, which made `values`, has really run."""
+    if step == self._steps[1]:
+      jax.block_until_ready(values)
+      self.close()
+
+  def close(self) -> None:
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
 
 
 def duration(seconds: float) -> str:

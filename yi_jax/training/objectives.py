@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
+from yi_jax.models import attention, transformer
 from yi_jax.models import config as model_config
-from yi_jax.models import transformer
 from yi_jax.training import cross_entropy
 
 # Arrays of a batch by name; see `train_step.abstract_batch`.
@@ -24,7 +24,8 @@ def next_token(
   params: dict[str, Any],
   batch: Batch,
   config: model_config.ModelConfig,
-  attention_fn: Callable[..., jax.Array] | None = None,
+  attention_fn: attention.AttentionFn | None = None,
+  constrain: transformer.Constrain | None = None,
   z_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sums the cross-entropy of each row's next tokens.
@@ -35,6 +36,7 @@ def next_token(
       float32[B, T].
     config: the model.
     attention_fn: attention to use instead of the model's default.
+    constrain: pins activations to logical axes; None does nothing.
     z_loss: weight of log(Z)^2, see `cross_entropy`.
 
   Returns:
@@ -47,6 +49,7 @@ def next_token(
     segment_ids=batch['segment_ids'],
     positions=batch['positions'],
     attention_fn=attention_fn,
+    constrain=constrain,
     logits=False,
   )
   return cross_entropy.cross_entropy(

@@ -267,15 +267,12 @@ def identity(config: Any, run: Run) -> dict[str, Any]:
   return json.loads(json.dumps(flat))
 
 
-def refuse_other_run(
-  saved: dict[str, Any], now: dict[str, Any], where: str
-) -> list[str]:
+def refuse_other_run(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
   """Compares a checkpoint's `identity` with this run's.
 
   Args:
-    saved: from the checkpoint; keys unknown to it are not compared.
+    saved: from the checkpoint; a key that only one of both has is not compared.
     now: of this run.
-    where: the workdir, for the message.
 
   Returns:
     One line for each free key that has changed.
@@ -287,13 +284,12 @@ def refuse_other_run(
   for key in sorted(saved.keys() & now.keys()):
     if saved[key] == now[key]:
       continue
-    line = f'{key}: {saved[key]!r} -> {now[key]!r}'
     if not key.startswith(FREE_KEYS):
       raise ValueError(
-        f'{where} holds another run, with {key} = {saved[key]!r}; here it is '
-        f'{now[key]!r}. Continue with the old value, or take another --workdir'
+        f'the workdir holds another run, with {key} = {saved[key]!r}; here it '
+        f'is {now[key]!r}. Set it back, or take another --workdir'
       )
-    changed.append(line)
+    changed.append(f'{key} changed: {saved[key]!r} -> {now[key]!r}')
   return changed
 
 

@@ -75,10 +75,11 @@ def abstract(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:
 
 def shardings(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:
   """Returns where each part lives: moments with their parameters."""
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  params = rules.shardings(mesh, transformer.param_axes(run.model))
-  trained, _ = optimizer.split(params, run.optimizer.trainable)
+  everywhere = rules.replicated(mesh)
   shapes = _shapes(run)
+  axes = transformer.param_axes(run.model)
+  params = rules.shardings(mesh, axes, shapes.params)
+  trained, _ = optimizer.split(params, run.optimizer.trainable)
   return TrainState(
     step=everywhere,
     params=params,

@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from yi_jax.models import attention, transformer
 from yi_jax.sharding import rules
 from yi_jax.training import faults, objectives, optimizer, run_config
 from yi_jax.training import state as train_state
@@ -55,7 +57,7 @@ def make(
   mesh: jax.sharding.Mesh,
   *,
   objective: objectives.Objective | None = None,
-  attention_fn: Callable[..., jax.Array] | None = None,
+  attention_fn: attention.AttentionFn | None = None,
 ) -> TrainStep:
   """Builds the step of a run on a mesh.
 
@@ -75,15 +77,18 @@ def make(
       objectives.next_token,
       config=run.model,
       attention_fn=attention_fn,
+      constrain=constrainer(mesh),
       z_loss=run.optimizer.z_loss,
     )
   state = train_state.abstract(run, mesh)
   batch = abstract_batch(run, mesh)
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   update = jax.jit(
     functools.partial(_update, run=run, mesh=mesh, objective=objective),
     in_shardings=jax.tree.map(lambda leaf: leaf.sharding, (state, batch)),
-    out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
+    out_shardings=(
+      jax.tree.map(lambda leaf: leaf.sharding, state),
+      rules.replicated(mesh),
+    ),
     donate_argnums=0,
   )
   return TrainStep(update, state, batch)
@@ -98,6 +103,32 @@ def abstract_batch(
     name: jax.ShapeDtypeStruct((run.rows, run.length), dtype, sharding=sharding)
     for name, dtype in _FIELDS.items()
   }
+
+
+def put_batch(
+  rows: dict[str, np.ndarray], batch: dict[str, jax.ShapeDtypeStruct]
+) -> objectives.Batch:
+  """Puts this process's rows where the step wants them.
+
+  Args:
+    rows: arrays [B / processes, T] by name; names the step does not take, such
+      as row_id, are left out.
+    batch: see `abstract_batch`.
+
+  Returns:
+    Global arrays [B, T].
+  """
+  return {
+    name: jax.make_array_from_process_local_data(
+      leaf.sharding, rows[name].astype(leaf.dtype), leaf.shape
+    )
+    for name, leaf in batch.items()
+  }
+
+
+def constrainer(mesh: jax.sharding.Mesh) -> transformer.Constrain | None:
+  """Returns what pins activations on a mesh; one device needs nothing."""
+  return rules.constrainer(mesh) if mesh.size > 1 else None
 
 
 def check_rows(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:

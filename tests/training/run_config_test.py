@@ -1,0 +1,126 @@
+"""Configs: what is refused before compiling, and what a resumed run may change."""
+
+import pytest
+
+from yi_jax.models import config as model_config
+from yi_jax.training import run_config
+
+
+def _with(**changes):
+  """Returns the defaults with 'section__key' changes."""
+  config = run_config.defaults()
+  for path, value in changes.items():
+    *sections, key = path.split('__')
+    node = config
+    for section in sections:
+      node = node[section]
+    node[key] = value
+  return config
+
+
+def test_the_defaults_are_a_run():
+  run = run_config.resolve(run_config.defaults())
+  assert run.model == model_config.get_preset('tiny')
+  assert (run.rows, run.length) == (8, 512)
+
+
+def test_base_holds_the_defaults_and_takes_overrides_of_every_type():
+  config = run_config.base()
+  assert run_config.to_dict(config) == run_config.defaults()
+  config.model.overrides.rope_theta = 1e6
+  config.model.overrides.remat = 'full'
+  config.model.overrides.num_hidden_layers = 2
+  config.model.overrides.tie_word_embeddings = True
+  model = run_config.resolve(config).model
+  assert model == model_config.get_preset(
+    'tiny',
+    rope_theta=1e6,
+    remat='full',
+    num_hidden_layers=2,
+    tie_word_embeddings=True,
+  )
+
+
+def test_base_refuses_a_key_that_is_not_there():
+  with pytest.raises(AttributeError, match='stepz'):
+    run_config.base().train.stepz = 3
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model__preset': 'yi_6bb'}, "Did you mean 'yi_6b'"),
+    ({'model__overrides__rope_thet': 1.0}, "Did you mean 'rope_theta'"),
+    ({'model__overrides__num_key_value_heads': 3}, 'num_key_value_heads'),
+    ({'data__length': 1024, 'data__batch_tokens': 4096}, '512 positions'),
+    ({'data__batch_tokens': 4000}, 'multiple of data.length'),
+    ({'data__vocabulary_size': 9000}, 'model.overrides.vocab_size'),
+    ({'train__stepz': 3}, 'did you mean train.steps'),
+    ({'train__steps': 0}, 'train.steps must be at least 1'),
+    ({'train__profile': '5'}, "'first-last'"),
+    ({'train__profile': '5-3'}, "'first-last'"),
+    ({'optimizer__schedule': 'cosin'}, 'cosine, constant, wsd'),
+    ({'optimizer__warmup_steps': 2000}, 'between 0 and train.steps'),
+    ({'optimizer__final_fraction': 1.5}, 'share'),
+    ({'optimizer__trainable': 'q_proj'}, 'matches no parameter'),
+    ({'optimizer__trainable': '('}, 'no regex'),
+    ({'optimizer__accumulate_steps': 3}, '3 equal pieces'),
+    ({'optimizer__betas': (0.9, 1.0)}, 'betas'),
+  ],
+)
+def test_a_config_that_cannot_run_is_refused_by_name(changes, message):
+  with pytest.raises(ValueError, match=message):
+    run_config.resolve(_with(**changes))
+
+
+def test_a_missing_key_is_named():
+  config = run_config.defaults()
+  del config['optimizer']['eps']
+  with pytest.raises(ValueError, match='optimizer.eps is missing'):
+    run_config.resolve(config)
+
+
+def _identity(config):
+  return run_config.identity(config, run_config.resolve(config))
+
+
+def test_a_run_may_go_on_further_elsewhere_and_with_a_larger_batch():
+  saved = _identity(run_config.defaults())
+  now = _identity(
+    _with(
+      train__steps=2000,
+      train__log_every=1,
+      mesh__fsdp=4,
+      data__root='/elsewhere',
+      data__batch_tokens=8192,
+      optimizer__accumulate_steps=2,
+      model__overrides__remat='full',
+    )
+  )
+  changed = run_config.refuse_other_run(saved, now)
+  assert 'data.batch_tokens changed: 4096 -> 8192' in changed
+  assert len(changed) == 7
+
+
+@pytest.mark.parametrize(
+  ('changes', 'key'),
+  [
+    ({'seed': 1}, 'seed'),
+    ({'data__length': 256}, 'data.length'),
+    ({'data__mixture': 'other'}, 'data.mixture'),
+    ({'data__rates': {'a': 1.0}}, 'data.rates'),
+    ({'optimizer__learning_rate': 1e-4}, 'optimizer.learning_rate'),
+    ({'model__overrides__rope_theta': 1e6}, 'model.rope_theta'),
+    ({'model__overrides__scan_layers': True}, 'model.scan_layers'),
+  ],
+)
+def test_what_makes_another_run_is_refused_by_name(changes, key):
+  saved = _identity(run_config.defaults())
+  with pytest.raises(ValueError, match=f'another run, with {key} = '):
+    run_config.refuse_other_run(saved, _identity(_with(**changes)))
+
+
+def test_the_same_model_named_otherwise_is_the_same_run():
+  saved = _identity(run_config.defaults())
+  now = _identity(_with(model__overrides__num_hidden_layers=4))
+  assert run_config.refuse_other_run(saved, now) == []

@@ -1,0 +1,102 @@
+"""Held-out text: how many bits the model needs for a byte of each language.
+
+Bits per byte compare across vocabularies, languages and with compressors
+(`xz` on the same text), which the loss per token does not.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from yi_jax.models import attention
+from yi_jax.training import objectives, run_config, train_step
+
+
+class Evaluator:
+  """Reads the same held-out rows at every call."""
+
+  def __init__(
+    self,
+    run: run_config.Run,
+    mesh: jax.sharding.Mesh,
+    prepared: Any,
+    vocabulary: Any,
+    max_rows: int = 0,
+    attention_fn: attention.AttentionFn | None = None,
+  ) -> None:
+    """Prepares an evaluation; nothing is read or compiled yet.
+
+    Args:
+      run: the run; a batch here has as many rows as a step.
+      mesh: where the parameters live.
+      prepared: the held-out split, see data/prepared.py.
+      vocabulary: tells how many bytes tokens stand for, see data/vocabulary.py.
+      max_rows: rows read a task; 0 reads all.
+      attention_fn: as in training.
+    """
+    self._rows, self._prepared, self._max_rows = run.rows, prepared, max_rows
+    self._vocabulary = vocabulary
+    self._batch = train_step.abstract_batch(run, mesh)
+    objective = functools.partial(
+      objectives.next_token,
+      config=run.model,
+      attention_fn=attention_fn,
+      constrain=train_step.constrainer(mesh),
+    )
+    self._sums = jax.jit(lambda params, batch: objective(params, batch)[1])
+
+  def __call__(self, params: dict[str, Any]) -> dict[str, float]:
+    """Returns bits per byte by language, in alphabetical order.
+
+    The bits are those of every token of the held-out documents, their end
+    marks included; the bytes are those of their UTF-8 text.
+    """
+    bits: dict[str, float] = {}
+    sizes: dict[str, float] = {}
+    for task, language in sorted(self._prepared.languages.items()):
+      reader = self._prepared.readers[task]
+      count = min(self._max_rows or len(reader), len(reader))
+      nats = self._nats(params, reader, count)
+      size = self._prepared.bytes[task]
+      if count < len(reader):
+        size = self._text_bytes(reader, count)
+      bits[language] = bits.get(language, 0.0) + nats / math.log(2)
+      sizes[language] = sizes.get(language, 0.0) + size
+    return {name: bits[name] / sizes[name] for name in sorted(bits)}
+
+  def _nats(self, params: dict[str, Any], reader: Any, count: int) -> float:
+    """Returns the negative log-likelihood of the first `count` rows."""
+    share = self._rows // jax.process_count()
+    mine = jax.process_index() * share
+    sums = []
+    for first in range(0, count, self._rows):
+      rows = [
+        _row_or_padding(reader, first + mine + i, count) for i in range(share)
+      ]
+      batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+      batch = train_step.put_batch(batch, self._batch)
+      sums.append(self._sums(params, batch)['nll'])
+    # Added up in float64: all the nats together need more than float32 has.
+    return float(np.sum(jax.device_get(sums), dtype=np.float64))
+
+  def _text_bytes(self, reader: Any, count: int) -> int:
+    """Returns the UTF-8 bytes of the text in the first `count` rows."""
+    special = list(self._vocabulary.special_ids.values())
+    targets = [reader[i]['targets'] for i in range(count)]
+    weights = [reader[i]['loss_weights'] for i in range(count)]
+    tokens = np.concatenate(targets)[np.concatenate(weights) > 0]
+    text = tokens[~np.isin(tokens, special)]
+    return len(self._vocabulary.decode(text.tolist()).encode())
+
+
+def _row_or_padding(
+  reader: Any, index: int, count: int
+) -> dict[str, np.ndarray]:
+  """Returns a row, or one without weight where the last batch is not full."""
+  if index < count:
+    return reader[index]
+  row = reader[0]
+  return {**row, 'loss_weights': np.zeros_like(row['loss_weights'])}

@@ -1,0 +1,55 @@
+"""What stands at the end of a run: report.json and loss.png."""
+
+import os
+from typing import Any
+
+from yi_jax.training import metrics
+
+
+def write(folder: str, values: dict[str, Any]) -> None:
+  """Writes report.json, whole or not at all, and draws loss.png beside it.
+
+  Args:
+    folder: local folder of the run, with its metrics.jsonl.
+    values: content of the report.
+  """
+  draw(
+    metrics.read(os.path.join(folder, 'metrics.jsonl')),
+    os.path.join(folder, 'loss.png'),
+  )
+  metrics.write_json(os.path.join(folder, 'report.json'), values)
+
+
+def draw(lines: list[dict[str, Any]], path: str) -> None:
+  """Draws the training loss and the held-out bits per byte by tokens read.
+
+  Args:
+    lines: of metrics.jsonl.
+    path: of the PNG.
+  """
+  import matplotlib.pyplot as plt  # 0.5 s, and only wanted at the end
+
+  plt.switch_backend('Agg')
+  figure, (above, below) = plt.subplots(
+    2, 1, sharex=True, figsize=(8, 7), layout='constrained'
+  )
+  tokens = [line['tokens'] for line in lines]
+  above.plot(tokens, [line['loss'] for line in lines], color='tab:blue', lw=1)
+  above.set_ylabel('training loss (nats a token)')
+  evaluated = [line for line in lines if 'bits_per_byte' in line]
+  languages = sorted({k for line in evaluated for k in line['bits_per_byte']})
+  for language in languages:
+    points = [
+      (line['tokens'], line['bits_per_byte'][language])
+      for line in evaluated
+      if language in line['bits_per_byte']
+    ]
+    below.plot(*zip(*points, strict=True), marker='o', label=language)
+  if languages:
+    below.legend(title='language')
+  below.set_ylabel('held-out bits per byte')
+  below.set_xlabel('tokens read')
+  for axes in (above, below):
+    axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
