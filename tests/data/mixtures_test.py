@@ -1,0 +1,82 @@
+"""Tasks and mixtures as tables."""
+
+import pytest
+
+from yi_jax.data import mixtures
+
+
+@pytest.fixture(autouse=True)
+def own_tasks(monkeypatch):
+  monkeypatch.setattr(mixtures, 'TASKS', dict(mixtures.TASKS))
+
+
+def test_names_tell_language_and_kind():
+  for name, task in mixtures.TASKS.items():
+    assert name == task.name
+    assert task.kind in mixtures.KINDS
+    assert task.language in ('en', 'zh', 'code')
+    assert bool(task.source) + bool(task.tfds) + bool(task.pattern) == 1
+
+
+def test_every_mixture_reads_tasks_that_are_there():
+  for name in mixtures.MIXTURES:
+    assert mixtures.rates(name).keys() <= mixtures.TASKS.keys()
+
+
+def test_yi_shares_by_kind():
+  shares = {}
+  for name, rate in mixtures.MIXTURES['yi_pretrain'].items():
+    kind = mixtures.get(name).kind
+    shares[kind] = shares.get(kind, 0) + rate
+  assert sum(shares.values()) == pytest.approx(1)
+  # The report's shares, without the papers that no task has.
+  assert shares['web'] == pytest.approx(0.8077 / (1 - 0.0488), abs=1e-4)
+  assert shares['code'] == pytest.approx(0.0822 / (1 - 0.0488), abs=1e-4)
+  assert shares['encyclopedia'] == pytest.approx(0.0112 / 0.9512, abs=1e-4)
+
+
+def test_languages_share_a_kind_as_told():
+  rates = mixtures.by_kind(
+    ['en_web_c4', 'zh_web_mc4', 'code_code_python'],
+    {'en': 3, 'zh': 1, 'code': 1},
+  )
+  assert rates['en_web_c4'] == pytest.approx(3 * rates['zh_web_mc4'])
+  assert rates['code_code_python'] == pytest.approx(2569 / (25239 + 2569))
+
+
+def test_tasks_of_one_kind_and_language_share_by_size():
+  rates = mixtures.by_kind(['en_books_plays', 'en_books_bible'])
+  assert rates['en_books_plays'] / rates['en_books_bible'] == pytest.approx(
+    5.3 / 4.1
+  )
+
+
+def test_rates_of_a_run_replace_those_of_the_mixture():
+  assert mixtures.rates('quickstart', {'en_web_c4': 2}) == {'en_web_c4': 2}
+  assert mixtures.rates('quickstart', {}) == mixtures.MIXTURES['quickstart']
+
+
+def test_own_files_become_a_task():
+  task = mixtures.register_files('en_papers_mine', '/disk/*.jsonl', 'body')
+  assert mixtures.get('en_papers_mine') == task
+  assert (task.language, task.kind, task.column) == ('en', 'papers', 'body')
+  # The same again, as when a config file is read twice.
+  mixtures.register_files('en_papers_mine', '/disk/*.jsonl', 'body')
+  with pytest.raises(ValueError, match='is there already'):
+    mixtures.register_files('en_papers_mine', '/other/*.jsonl')
+  with pytest.raises(ValueError, match='language_kind_source'):
+    mixtures.register_files('mine', '/disk/*.jsonl')
+
+
+@pytest.mark.parametrize(
+  ('mixture', 'rates', 'message'),
+  [
+    ('quikstart', {}, "did you mean 'quickstart'"),
+    ('quickstart', {'en_books_play': 1}, "did you mean 'en_books_plays'"),
+    ('quickstart', {'en_books_plays': -1}, 'en_books_plays is negative'),
+    ('quickstart', {'en_books_plays': 0}, 'all rates are 0'),
+  ],
+)
+def test_bad_rates_are_refused_by_name(mixture, rates, message):
+  with pytest.raises(ValueError, match=message):
+    mixtures.rates(mixture, rates)
