@@ -19,12 +19,14 @@ import platform
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
 from yi_jax.models import config as model_config
-from yi_jax.models import transformer
+from yi_jax.models import layout, transformer
+from yi_jax.sharding import rules
 from yi_jax.training import state as train_state
 
 FORMAT = 1  # raised when an older reader could no longer make sense of it
@@ -75,6 +77,7 @@ class Checkpointer:
         were complete stay as they are.
     """
     parts = _parts(state)
+    manifest = {**manifest, 'digests': _digests(parts)}
     try:
       self._manager.save(
         step,
@@ -116,8 +119,8 @@ class Checkpointer:
     for step in reversed(self.steps()):
       folder = self._folder / str(step)
       try:
-        state = _restore_state(folder, abstract)
         manifest = read_manifest(folder)
+        state = _restore_state(folder, abstract, manifest)
       except NewerFormat:
         raise
       except Exception as error:  # whatever the storage library throws
@@ -248,22 +251,26 @@ def refuse_other_weights(
     config: of the model that shall take them.
   """
   found = model_config.ModelConfig.from_dict(manifest['model'])
-  theirs, ours = (
-    {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-      for path, leaf in jax.tree_util.tree_leaves_with_path(
-        transformer.abstract_params(each)
-      )
-    }
-    for each in (found, config)
-  )
+  theirs, ours = _shapes(found), _shapes(config)
   for name in sorted(theirs.keys() | ours.keys()):
     if theirs.get(name) != ours.get(name):
       raise ValueError(
         f'the checkpoint does not fit the model: {name} is '
         f'{theirs.get(name, "absent")} there and {ours.get(name, "absent")} '
-        f'here (layout {manifest["layout"]!r}; model.overrides change the model)'
+        'here; model.preset and model.overrides say what is here'
       )
+
+
+def _shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Returns name -> shape of the parameters, in the unrolled layout."""
+  params = jax.eval_shape(
+    lambda params: layout.unroll(config, params)[1],
+    transformer.abstract_params(config),
+  )
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
 
 
 def newest_manifest(workdir: str) -> dict[str, Any]:
@@ -314,7 +321,9 @@ def load_params(
     try:
       found = read_manifest(folder / str(candidate))
       config = model_config.ModelConfig.from_dict(found['model'])
-      params = _restore_params(folder / str(candidate), config, shardings)
+      params = _restore_params(
+        folder / str(candidate), config, shardings, found
+      )
     except NewerFormat:
       raise
     except Exception as error:  # whatever the storage library throws
@@ -328,6 +337,37 @@ def load_params(
   )
 
 
+def load_into(
+  workdir: str, config: model_config.ModelConfig, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """Loads the newest parameters of another run as those of a model.
+
+  Args:
+    workdir: of the other run; its layers may be stacked where these are not.
+    config: the model here.
+    mesh: where the parameters shall be.
+
+  Raises:
+    FileNotFoundError: if there is no checkpoint.
+    OSError: if none can be read.
+    ValueError: if the weights do not fit, naming one.
+  """
+  manifest = newest_manifest(workdir)
+  refuse_other_weights(manifest, config)
+  found = model_config.ModelConfig.from_dict(manifest['model'])
+  theirs, ours = (
+    rules.shardings(
+      mesh, transformer.param_axes(c), transformer.abstract_params(c)
+    )
+    for c in (found, config)
+  )
+  _, params, _ = load_params(workdir, shardings=theirs)
+  if found.scan_layers == config.scan_layers:
+    return params
+  change = layout.stack if config.scan_layers else layout.unroll
+  return jax.jit(lambda p: change(found, p)[1], out_shardings=ours)(params)
+
+
 def _steps(folder: epath.Path) -> list[int]:
   """Returns the steps of the checkpoints in a folder, oldest first."""
   if not folder.exists():
@@ -336,7 +376,10 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _restore_params(
-  folder: epath.Path, config: model_config.ModelConfig, shardings: Any
+  folder: epath.Path,
+  config: model_config.ModelConfig,
+  shardings: Any,
+  manifest: dict[str, Any],
 ) -> dict[str, Any]:
   """Restores the params item alone."""
   shapes = transformer.abstract_params(config)
@@ -350,23 +393,52 @@ def _restore_params(
     shapes,
     shardings,
   )
-  return _read(folder / 'params', target)
+  return _read(folder, {'params': target}, manifest)['params']
 
 
 def _restore_state(
-  folder: epath.Path, abstract: train_state.TrainState
+  folder: epath.Path,
+  abstract: train_state.TrainState,
+  manifest: dict[str, Any],
 ) -> train_state.TrainState:
-  parts = {
-    name: _read(folder / name, part) for name, part in _parts(abstract).items()
-  }
+  parts = _read(folder, _parts(abstract), manifest)
   return train_state.TrainState(params=parts['params'], **parts['progress'])
 
 
-def _read(folder: epath.Path, target: Any) -> Any:
+def _read(
+  folder: epath.Path, targets: dict[str, Any], manifest: dict[str, Any]
+) -> dict[str, Any]:
+  """Restores some parts of a checkpoint and compares their digests."""
+  parts = {}
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-    restored = reader.restore(folder, args=ocp.args.StandardRestore(target))
-  # Reading is lazy in places; a truncated file must show here.
-  return jax.block_until_ready(restored)
+    for name, target in targets.items():
+      parts[name] = reader.restore(
+        folder / name, args=ocp.args.StandardRestore(target)
+      )
+  for name, digest in _digests(parts).items():
+    if digest != manifest['digests'][name]:
+      raise ValueError(f'the numbers in {name} are not those that were saved')
+  return parts
+
+
+def _digests(parts: dict[str, Any]) -> dict[str, int]:
+  """Returns a number for each part that changes when any bit of it does."""
+  return {name: int(_digest(tree)) for name, tree in parts.items()}
+
+
+@jax.jit
+def _digest(tree: Any) -> jax.Array:
+  """Adds up the bits of all arrays, as integers.
+
+  The storage notices what is missing but not what has changed. Such a sum does
+  not depend on how arrays are cut over devices.
+  """
+  total = jnp.zeros((), jnp.uint32)
+  for leaf in jax.tree.leaves(tree):
+    kind = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, kind)
+    total += jnp.sum(bits, dtype=jnp.uint32)
+  return total
 
 
 def _parts(state: train_state.TrainState) -> dict[str, Any]:

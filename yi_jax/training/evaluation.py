@@ -34,7 +34,7 @@ class Evaluator:
       mesh: where the parameters live.
       prepared: the held-out split, see data/prepared.py.
       vocabulary: tells how many bytes tokens stand for, see data/vocabulary.py.
-      max_rows: rows read a task; 0 reads all.
+      max_rows: rows read a language, shared by its tasks; 0 reads all.
       attention_fn: as in training.
     """
     self._rows, self._prepared, self._max_rows = run.rows, prepared, max_rows
@@ -56,9 +56,9 @@ class Evaluator:
     """
     bits: dict[str, float] = {}
     sizes: dict[str, float] = {}
-    for task, language in sorted(self._prepared.languages.items()):
-      reader = self._prepared.readers[task]
-      count = min(self._max_rows or len(reader), len(reader))
+    counts = self._counts()
+    for task, reader in sorted(self._prepared.readers.items()):
+      language, count = self._prepared.languages[task], counts[task]
       nats = self._nats(params, reader, count)
       size = self._prepared.bytes[task]
       if count < len(reader):
@@ -66,6 +66,18 @@ class Evaluator:
       bits[language] = bits.get(language, 0.0) + nats / math.log(2)
       sizes[language] = sizes.get(language, 0.0) + size
     return {name: bits[name] / sizes[name] for name in sorted(bits)}
+
+  def _counts(self) -> dict[str, int]:
+    """Returns how many rows of each task are read."""
+    languages = [self._prepared.languages[t] for t in self._prepared.readers]
+    counts = {}
+    for task, reader in self._prepared.readers.items():
+      limit = len(reader)
+      if self._max_rows:
+        tasks = languages.count(self._prepared.languages[task])
+        limit = max(1, self._max_rows // tasks)
+      counts[task] = min(limit, len(reader))
+    return counts
 
   def _nats(self, params: dict[str, Any], reader: Any, count: int) -> float:
     """Returns the negative log-likelihood of the first `count` rows."""

@@ -296,7 +296,7 @@ class Board:
     self._show(step, line)
     for name, numbers in more.items():
       shown = ', '.join(f'{key} {x:.4f}' for key, x in numbers.items())
-      self._print(f'step {step:,}: {name.replace("_", " ")} {shown}')
+      self.say(f'step {step:,}: {name.replace("_", " ")} {shown}')
 
   @contextlib.contextmanager
   def paused(self, values: dict[str, jax.Array]) -> Iterator[None]:
@@ -337,10 +337,12 @@ class Board:
     if line['skipped']:
       parts.append(f'{line["skipped"]} updates skipped')
     parts.append(f'{duration(left)} left')
-    self._print(' | '.join(parts), live=True)
+    self.say(' | '.join(parts), live=True)
 
-  def _print(self, text: str, live: bool = False) -> None:
+  def say(self, text: str, live: bool = False) -> None:
     """Prints a line; on a terminal a live one is overwritten by the next."""
+    if not self._chief:
+      return
     if self._live:
       print(f'\r\x1b[K{text}', end='' if live else '\n', flush=True)
     else:

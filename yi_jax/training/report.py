@@ -20,6 +20,28 @@ def write(folder: str, values: dict[str, Any]) -> None:
   metrics.write_json(os.path.join(folder, 'report.json'), values)
 
 
+def summary(values: dict[str, Any], workdir: str) -> str:
+  """Returns what a person wants to see of a report first.
+
+  Args:
+    values: content of the report.
+    workdir: where it is.
+  """
+  lines = []
+  for sample in values['samples']:
+    lines.append(f'> {sample["prompt"]}{sample["text"]}')
+  for language, bits in values['bits_per_byte'].items():
+    xz = values['xz'].get(language)
+    beside = f' (xz -9e: {xz:.3f})' if xz else ''
+    lines.append(f'held-out {language}: {bits:.3f} bits per byte{beside}')
+  lines.append(
+    f'{values["steps"]:,} steps, {values["tokens"]:,} tokens in '
+    f'{metrics.duration(values["seconds"])}; report.json, loss.png and '
+    f'checkpoints are in {workdir}'
+  )
+  return '\n'.join(lines)
+
+
 def draw(lines: list[dict[str, Any]], path: str) -> None:
   """Draws the training loss and the held-out bits per byte by tokens read.
 
