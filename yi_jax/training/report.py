@@ -15,6 +15,7 @@ def write(folder: str, values: dict[str, Any]) -> None:
   """
   draw(
     metrics.read(os.path.join(folder, 'metrics.jsonl')),
+    values['xz'],
     os.path.join(folder, 'loss.png'),
   )
   metrics.write_json(os.path.join(folder, 'report.json'), values)
@@ -42,11 +43,14 @@ def summary(values: dict[str, Any], workdir: str) -> str:
   return '\n'.join(lines)
 
 
-def draw(lines: list[dict[str, Any]], path: str) -> None:
+def draw(
+  lines: list[dict[str, Any]], xz: dict[str, float | None], path: str
+) -> None:
   """Draws the training loss and the held-out bits per byte by tokens read.
 
   Args:
     lines: of metrics.jsonl.
+    xz: bits per byte of `xz -9e` by language, drawn as dashed lines.
     path: of the PNG.
   """
   import matplotlib.pyplot as plt  # 0.5 s, and only wanted at the end
@@ -66,9 +70,11 @@ def draw(lines: list[dict[str, Any]], path: str) -> None:
       for line in evaluated
       if language in line['bits_per_byte']
     ]
-    below.plot(*zip(*points, strict=True), marker='o', label=language)
+    [curve] = below.plot(*zip(*points, strict=True), marker='o', label=language)
+    if xz.get(language):
+      below.axhline(xz[language], color=curve.get_color(), ls='--', lw=1)
   if languages:
-    below.legend(title='language')
+    below.legend(title='dashed: xz -9e')
   below.set_ylabel('held-out bits per byte')
   below.set_xlabel('tokens read')
   for axes in (above, below):

@@ -1,0 +1,369 @@
+"""The train verb on real files: its results, and that nothing can stop it.
+
+Most tests start the program as a user does, and kill it.
+"""
+
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from yi_jax import app, prepare, train
+from yi_jax.data import prepared, vocabulary
+from yi_jax.models import attention, transformer
+from yi_jax.training import checkpointing, faults, metrics
+
+_CONFIG = """
+import ml_collections
+from yi_jax.data import mixtures
+from yi_jax.training import run_config
+
+def get_config():
+  c = run_config.base()
+  rates = {{'en_other_test': 2.0, 'zh_other_test': 1.0}}
+  for task in rates:
+    mixtures.register_files(task, '{folder}/' + task[:2] + '*.txt')
+  c.data.rates = ml_collections.ConfigDict(rates)
+  c.data.root = '{folder}/data'
+  c.data.vocabulary_size = 340
+  c.data.length = 32
+  c.data.batch_tokens = 256
+  c.data.heldout_bytes = 2000
+  c.model.overrides.update(dict(
+      vocab_size=340, hidden_size=16, intermediate_size=32,
+      num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+      head_dim=8, max_position_embeddings=32))
+  c.optimizer.learning_rate = 1e-2
+  c.optimizer.warmup_steps = 4
+  c.train.steps = 40
+  c.train.log_every = 1
+  c.train.eval_every = 16
+  c.checkpoint.every = 5
+  c.sample.prompts = ('the cat', '猫')
+  c.sample.tokens = 4
+  return c
+"""
+_WORDS = {
+  'en': [
+    'the',
+    'cat',
+    'dog',
+    'sees',
+    'a',
+    'bird',
+    'tree',
+    'river',
+    'house',
+    'runs',
+    'under',
+    'old',
+  ],
+  'zh': list('猫狗鸟树河房看见跑睡老小白'),
+}
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory):
+  """Returns a config whose text, vocabulary and rows are made."""
+  folder = tmp_path_factory.mktemp('text')
+  draw = random.Random(0)
+  for language, words in _WORDS.items():
+    for number in range(40):
+      lines = [
+        ' '.join(draw.choices(words, k=8)) + '.\n'
+        for _ in range(draw.randint(5, 20))
+      ]
+      (folder / f'{language}{number}.txt').write_text(''.join(lines))
+  path = folder / 'run.py'
+  path.write_text(_CONFIG.format(folder=folder))
+  prepare.prepare(_config(path))
+  return path
+
+
+def _config(path, **changes):
+  """Returns the config of a file with 'section__key' changes."""
+  scope = {}
+  exec(pathlib.Path(path).read_text(), scope)
+  config = scope['get_config']()
+  # The programs below compute on one device, and so do these tests.
+  for name, value in {'mesh__data': 4, 'mesh__fsdp': 1, **changes}.items():
+    section, key = name.split('__')
+    config[section][key] = value
+  return config
+
+
+def _start(config_file, workdir, *arguments, devices=1):
+  """Starts the verb as a user does."""
+  environment = {
+    **os.environ,
+    'XLA_FLAGS': (
+      f'--xla_force_host_platform_device_count={devices} '
+      '--xla_backend_optimization_level=0'
+    ),
+    # So that only the first of all these programs has to compile.
+    'JAX_COMPILATION_CACHE_DIR': str(config_file.parent / 'programs'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  command = [sys.executable, '-m', 'yi_jax.train', f'--config={config_file}']
+  return subprocess.Popen(
+    [*command, f'--workdir={workdir}', *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=environment,
+  )
+
+
+def _finish(process):
+  """Returns exit code, stdout and stderr."""
+  out, error = process.communicate(timeout=240)
+  return process.returncode, out, error
+
+
+def _steps(workdir):
+  path = pathlib.Path(workdir, 'metrics.jsonl')
+  lines = metrics.read(path) if path.exists() else []
+  return lines[-1]['step'] if lines else 0
+
+
+def _stop_after(process, workdir, step, number):
+  """Sends a signal once a step is logged."""
+  while _steps(workdir) < step:
+    assert process.poll() is None, process.communicate()[1][-3000:]
+    time.sleep(0.002)
+  process.send_signal(number)
+
+
+@pytest.fixture(scope='module')
+def whole(config_file, tmp_path_factory):
+  """A run that nobody disturbed: its workdir and what it printed."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  code, out, error = _finish(_start(config_file, workdir))
+  assert code == 0, error[-3000:]
+  return workdir, out
+
+
+def test_a_run_leaves_metrics_report_picture_and_events(whole):
+  workdir, out = whole
+  lines = metrics.read(workdir / 'metrics.jsonl')
+  assert [line['step'] for line in lines] == list(range(1, 41))
+  assert set(lines[0]) == {
+    'step',
+    'loss',
+    'learning_rate',
+    'grad_norm',
+    'tokens',
+    'tokens_per_second',
+    'mfu',
+    'skipped',
+  }
+  assert lines[0]['loss'] == pytest.approx(math.log(340), abs=0.2)
+  assert lines[-1]['loss'] < lines[0]['loss'] - 1
+  assert lines[-1]['tokens'] == 40 * 256
+  assert lines[-1]['mfu'] is None
+  evaluated = [line['step'] for line in lines if 'bits_per_byte' in line]
+  assert evaluated == [16, 32, 40]
+
+  report = json.loads((workdir / 'report.json').read_text())
+  assert (report['steps'], report['tokens']) == (40, 40 * 256)
+  assert report['bits_per_byte'] == lines[-1]['bits_per_byte']
+  assert set(report['bits_per_byte']) == set(report['xz']) == {'en', 'zh'}
+  assert [s['prompt'] for s in report['samples']] == ['the cat', '猫']
+  assert all(sample['text'] for sample in report['samples'])
+  assert (workdir / 'loss.png').read_bytes().startswith(b'\x89PNG')
+  assert list((workdir / 'tensorboard').iterdir())
+  steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
+  assert steps == [30, 35, 40]
+  assert 'step 40/40' in out
+  assert '\r' not in out  # no live line where there is no terminal
+
+
+def test_bits_per_byte_are_the_nats_of_the_held_out_documents(
+  whole, config_file
+):
+  workdir, _ = whole
+  config, params, _ = checkpointing.load_params(str(workdir))
+  data = _config(config_file).data
+  words = vocabulary.load(prepared.vocabulary_folder(data))
+  heldout = prepared.open_prepared(data, 'heldout')
+  report = json.loads((workdir / 'report.json').read_text())
+  for task, reader in heldout.readers.items():
+    rows = [reader[i] for i in range(len(reader))]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    logits = (
+      transformer.Transformer(config)
+      .apply(
+        {'params': params},
+        batch['tokens'],
+        segment_ids=batch['segment_ids'],
+        positions=batch['positions'],
+        attention_fn=attention.reference,
+      )
+      .logits
+    )
+    wide = np.float64(logits)
+    log_z = np.log(np.sum(np.exp(wide), axis=-1))
+    chosen = np.take_along_axis(wide, batch['targets'][..., None], 2)[..., 0]
+    real = batch['segment_ids'] > 0
+    nats = np.sum((log_z - chosen)[real])
+    text = [i for i in batch['targets'][real] if i != words.eos_id]
+    size = len(words.decode(text).encode())
+    assert size == heldout.bytes[task]
+    got = report['bits_per_byte'][heldout.languages[task]]
+    assert got == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+
+
+def test_killed_twice_and_stopped_once_a_run_ends_as_if_undisturbed(
+  whole, config_file, tmp_path
+):
+  first, second, third = sorted(random.sample(range(6, 36), 3))
+  process = _start(config_file, tmp_path)
+  _stop_after(process, tmp_path, first, signal.SIGKILL)
+  assert _finish(process)[0] == -signal.SIGKILL
+  process = _start(config_file, tmp_path)
+  _stop_after(process, tmp_path, second, signal.SIGKILL)
+  assert _finish(process)[0] == -signal.SIGKILL
+  process = _start(config_file, tmp_path)
+  _stop_after(process, tmp_path, third, signal.SIGTERM)
+  code, out, error = _finish(process)
+  assert code == 0, error[-3000:]
+  saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert f'step {saved:,} is saved' in out
+  assert _steps(tmp_path) == saved
+  code, out, error = _finish(_start(config_file, tmp_path))
+  assert code == 0, error[-3000:]
+  assert f'continues after step {saved:,}' in out
+
+  def told(workdir):
+    changing = {'tokens_per_second'}
+    return [
+      {key: value for key, value in line.items() if key not in changing}
+      for line in metrics.read(workdir / 'metrics.jsonl')
+    ]
+
+  assert told(tmp_path) == told(whole[0])  # to the last bit
+  reports = [
+    json.loads((workdir / 'report.json').read_text())
+    for workdir in (tmp_path, whole[0])
+  ]
+  for name in ('tokens', 'bits_per_byte', 'samples'):
+    assert reports[0][name] == reports[1][name]
+
+
+def test_a_run_goes_on_over_other_devices_from_the_last_whole_checkpoint(
+  whole, config_file, tmp_path
+):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints/40')
+  files = (tmp_path / 'checkpoints/35/params/ocdbt.process_0/d').iterdir()
+  os.truncate(max(files, key=lambda file: file.stat().st_size), 1000)
+  (tmp_path / 'report.json').unlink()
+  process = _start(config_file, tmp_path, '--config.mesh.data=2', devices=4)
+  code, out, error = _finish(process)
+  assert code == 0, error[-3000:]
+  assert 'checkpoint 35 cannot be read' in out
+  assert 'continues after step 30' in out
+  assert 'mesh.data changed: 1 -> 2' in out
+  got, want = (
+    [line['loss'] for line in metrics.read(workdir / 'metrics.jsonl')]
+    for workdir in (tmp_path, whole[0])
+  )
+  assert got[:30] == want[:30]
+  np.testing.assert_allclose(got[30:], want[30:], atol=1e-5)
+
+
+# ------------------------------------------------------------- in this process
+
+
+def _train(config, workdir):
+  with faults.StopSignal() as stop:
+    return train.train(config, str(workdir), stop)
+
+
+def test_a_finished_run_is_not_run_again(whole, config_file, capsys):
+  before = (whole[0] / 'report.json').stat().st_mtime_ns
+  config = _config(config_file)
+  assert _train(config, whole[0]) == 0
+  assert '40 steps are done' in capsys.readouterr().out
+  assert (whole[0] / 'report.json').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'optimizer__learning_rate': 2e-2}, 'optimizer.learning_rate = 0.01'),
+    ({'train__steps': 20}, 'at step 40 already'),
+    ({'data__vocabulary': 'other'}, 'yi_jax.prepare'),
+    ({'data__batch_tokens': 32 * 6}, '6 rows a step .* 4 devices'),
+    ({'mesh__data': 3}, 'devices'),
+  ],
+)
+def test_what_cannot_go_on_is_refused(whole, config_file, changes, message):
+  config = _config(config_file, **changes)
+  with pytest.raises((ValueError, OSError), match=message):
+    _train(config, whole[0])
+
+
+def test_another_vocabulary_under_the_same_name_is_refused(
+  whole, config_file, tmp_path
+):
+  config = _config(config_file)
+  shutil.copytree(whole[0] / 'checkpoints/40', tmp_path / 'checkpoints/40')
+  path = tmp_path / 'checkpoints/40/manifest/metadata'
+  manifest = json.loads(path.read_text())
+  path.write_text(json.dumps({**manifest, 'vocabulary_hash': '12' * 32}))
+  with pytest.raises(ValueError, match='another vocabulary'):
+    _train(config, tmp_path)
+
+
+def test_a_diverging_run_stops_with_its_steps_and_keeps_what_was_saved(
+  config_file, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
+  code = app.run(
+    train.main,
+    train.FLAGS,
+    example='',
+    argv=[
+      f'--config={config_file}',
+      f'--workdir={tmp_path}',
+      '--config.optimizer.learning_rate=1e30',
+      '--config.optimizer.schedule=constant',
+      '--config.optimizer.warmup_steps=0',
+      '--config.train.max_bad_steps=3',
+      '--config.checkpoint.every=1',
+      '--config.checkpoint.keep=9',
+    ],
+  )
+  assert code == 1
+  assert 'the updates of steps 2 to 4 were skipped' in capsys.readouterr().err
+  _, after_one, _ = checkpointing.load_params(str(tmp_path), step=1)
+  _, after_three, _ = checkpointing.load_params(str(tmp_path), step=3)
+  jax.tree.map(np.testing.assert_array_equal, after_one, after_three)
+  losses = [line['loss'] for line in metrics.read(tmp_path / 'metrics.jsonl')]
+  assert losses[1:] == [None] * 3
+
+
+def test_a_run_starts_from_the_weights_of_another_and_is_profiled(
+  whole, config_file, tmp_path
+):
+  config = _config(config_file, train__steps=3, train__profile='2-3')
+  config.init_from = str(whole[0])
+  config.optimizer.warmup_steps = 1
+  assert _train(config, tmp_path) == 0
+  before, after = (
+    metrics.read(workdir / 'metrics.jsonl') for workdir in (whole[0], tmp_path)
+  )
+  assert after[0]['loss'] == pytest.approx(before[-1]['loss'], abs=0.3)
+  assert after[0]['step'] == 1
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
