@@ -15,8 +15,7 @@
 #
 #   YI_PYTHON=python3.12   the Python to build with (3.11, 3.12 or 3.13)
 #   YI_VENV=DIR            where the environment lives, instead of .venv
-#   YI_MALLOC=0|FILE       no faster allocator, or this library; otherwise
-#                          libtcmalloc is preloaded where it is installed
+#   YI_MALLOC=0            leave the settings of the memory allocator alone
 
 set -euo pipefail
 
@@ -192,21 +191,15 @@ enter() {
   export GRPC_VERBOSITY=${GRPC_VERBOSITY:-ERROR}
 }
 
-# A training step writes fresh buffers of tens of MB: tcmalloc keeps their pages
-# where glibc gives them back (about 15 % of a step on CPU).
-preload() {
-  local library=${YI_MALLOC:-} folder name
-  [[ $library != 0 && -z ${LD_PRELOAD:-} ]] || return 0
-  for folder in "/usr/lib/$(uname -m)-linux-gnu" /usr/lib64 /usr/lib; do
-    for name in libtcmalloc_minimal.so.4 libtcmalloc.so.4; do
-      [[ -n $library || ! -e $folder/$name ]] || library=$folder/$name
-    done
-  done
-  [[ -n $library ]] || return 0
-  [[ -e $library ]] || die "YI_MALLOC names no file: $library"
-  export LD_PRELOAD=$library
-  # It would report each large buffer as if that were a fault.
-  export TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD=1000000000000
+# A training step on CPU writes fresh buffers of tens of MB. glibc would map each
+# anew, and its page faults cost more than the arithmetic (docs/benchmarks.md):
+# keep freed memory, in huge pages where the kernel grants them on request.
+allocator() {
+  [[ ${YI_MALLOC:-} != 0 && $(uname -s) == Linux ]] || return 0
+  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
+  export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1000000000000}
+  export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-67108864}
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 }
 
 # --- What can be run ---------------------------------------------------------
@@ -294,7 +287,7 @@ main() {
     quickstart | python)
       environment "$venv" requirements.txt
       enter "$venv"
-      preload
+      allocator
       if [[ $verb == python ]]; then exec python "$@"; fi
       quickstart "$@"
       ;;
@@ -307,6 +300,7 @@ main() {
       environment "$repo/.venv-peer" requirements-peer.txt
       (($#)) || return 0
       enter "$repo/.venv-peer"
+      allocator
       exec "$@"
       ;;
     help | --help | -h) usage ;;

@@ -136,6 +136,44 @@ def reference(
   return out.reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
+def cached(
+  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
+) -> jax.Array:
+  """Attends with few queries to a long cache; as `reference` in all else.
+
+  Each product takes keys and values in the order the cache stores them (see
+  models/kv_cache.py), so that a step reads them once and copies nothing.
+
+  Args:
+    q_BTNH: rotated queries, not yet scaled.
+    k_BSKH: rotated keys; K divides N.
+    v_BSKH: values.
+    mask: what each query sees.
+
+  Returns:
+    [B, T, N, H] in q's type.
+  """
+  B, T, N, H = q_BTNH.shape
+  S, K = k_BSKH.shape[1:3]
+  q = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  scores = jnp.einsum(
+    'BKQH,BKHS->BKQS',
+    q.reshape(B, K, -1, H),
+    k_BSKH.transpose(0, 2, 3, 1),
+    preferred_element_type=jnp.float32,
+  )
+  seen = mask.visible(T, S)[:, None, None]
+  scores = jnp.where(seen, scores.reshape(B, K, -1, T, S), MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).reshape(B, K, -1, S)
+  out = jnp.einsum(
+    'BKQS,BKSH->BKQH',
+    weights.astype(v_BSKH.dtype),
+    v_BSKH.transpose(0, 2, 1, 3),
+  )
+  out = out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4)
+  return out.reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
 def get(name: str = 'auto') -> AttentionFn:
   """Returns an implementation by name.
 

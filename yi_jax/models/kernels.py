@@ -130,35 +130,41 @@ def cudnn(
   Returns:
     [B, T, N, H] in q's type.
   """
-  return _through_jax_nn(q_BTNH, k_BSKH, v_BSKH, mask, 'cudnn')
+  return through_jax_nn(q_BTNH, k_BSKH, v_BSKH, mask, 'cudnn')
 
 
-def _through_jax_nn(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
+def through_jax_nn(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
   mask: attention.Mask,
   implementation: str,
 ) -> jax.Array:
+  """Attends with jax.nn.dot_product_attention; see `cudnn`.
+
+  Args:
+    q_BTNH: rotated queries, not yet scaled.
+    k_BSKH: rotated keys, S = T.
+    v_BSKH: values.
+    mask: segments and window only.
+    implementation: 'cudnn', which computes in a half type, or 'xla', which
+      runs anywhere in the type it is given (the tests' way in).
+  """
   _refuse('cudnn', mask)
-  half = q.dtype if q.dtype in (jnp.bfloat16, jnp.float16) else jnp.bfloat16
-  if implementation == 'xla':  # tests: keep the type they compare in
-    half = q.dtype
-  T, S = q.shape[1], k.shape[1]
+  if q_BTNH.shape[1] != k_BSKH.shape[1]:
+    raise ValueError('cudnn attends over rows as long as the queries')
+  dtype = q_BTNH.dtype
+  if implementation == 'cudnn' and dtype == jnp.float32:
+    dtype = jnp.bfloat16
   segments = None
   if mask.q_segments is not None:
     same = mask.q_segments[:, :, None] == mask.kv_segments[:, None, :]
     segments = same[:, None]
-  window = None if mask.window is None else (mask.window - 1, 0)
-  if T != S:
-    raise ValueError('cudnn attends over rows as long as the queries')
   out = jax.nn.dot_product_attention(
-    q.astype(half),
-    k.astype(half),
-    v.astype(half),
+    *(x.astype(dtype) for x in (q_BTNH, k_BSKH, v_BSKH)),
     mask=segments,
     is_causal=True,
-    local_window_size=window,
+    local_window_size=None if mask.window is None else (mask.window - 1, 0),
     implementation=implementation,
   )
-  return out.astype(q.dtype)
+  return out.astype(q_BTNH.dtype)

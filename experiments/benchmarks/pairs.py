@@ -1,0 +1,87 @@
+"""Paired measurement: workers in processes of their own, one turn each.
+
+A shared machine's speed drifts by tens of percent within minutes, so two
+numbers taken one after the other say little. Here every worker warms up, then
+all take turns, round after round; what is compared are medians of the same
+rounds, while nobody else works.
+
+A worker is a command that prints `ready` when it is warm, and then, for every
+line it reads, does one unit of work and prints its seconds.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+
+def serve(work: Callable[[], None], warm_up: int = 2) -> None:
+  """The worker's side: warms up, then works once for every line of stdin.
+
+  Args:
+    work: one unit, finished when it returns.
+    warm_up: units before the first measured one.
+  """
+  for _ in range(warm_up):
+    work()
+  print('ready', flush=True)
+  for _ in sys.stdin:
+    start = time.perf_counter()
+    work()
+    print(time.perf_counter() - start, flush=True)
+
+
+def measure(
+  commands: dict[str, list[str]], rounds: int
+) -> dict[str, list[float]]:
+  """Runs the workers in turns.
+
+  Args:
+    commands: name -> argv of a worker.
+    rounds: measured units a worker.
+
+  Returns:
+    name -> seconds of each round.
+
+  Raises:
+    RuntimeError: if a worker dies, with the end of what it said.
+  """
+  workers = {}
+  for name, command in commands.items():
+    workers[name] = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    # One after the other: compiling is heavy.
+    _expect(name, workers[name])
+    print(f'{name} is warm', file=sys.stderr)
+  seconds = {name: [] for name in commands}
+  for number in range(rounds):
+    for name, worker in workers.items():
+      worker.stdin.write('\n')
+      worker.stdin.flush()
+      seconds[name].append(float(_expect(name, worker)))
+    last = ', '.join(f'{n} {s[-1]:.2f} s' for n, s in seconds.items())
+    print(f'round {number + 1}/{rounds}: {last}', file=sys.stderr)
+  for worker in workers.values():
+    worker.stdin.close()
+    worker.wait()
+  return seconds
+
+
+def _expect(name: str, worker: subprocess.Popen) -> str:
+  """Returns the worker's next line that is a number or `ready`."""
+  for line in worker.stdout:
+    word = line.strip()
+    if word == 'ready' or word.replace('.', '', 1).replace('e-', '').isdigit():
+      return word
+  raise RuntimeError(f'{name} died:\n{worker.stderr.read()[-2000:]}')
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+  """Returns the median of each worker's rounds, in seconds."""
+  return {name: statistics.median(s) for name, s in seconds.items()}

@@ -1,0 +1,52 @@
+"""The whole story on a laptop: a small bilingual Yi, from raw text to samples.
+
+Ours: the Yi report trains nothing this small. Statutes, a Chinese-English
+dictionary and worked mathematics; plays, a Bible and a manual. Every stage is
+the one the large models take.
+
+  launch/local.sh quickstart        # prepare, train, report, samples
+
+or stage by stage
+
+  python -m yi_jax.prepare --config=experiments/quickstart.py
+  python -m yi_jax.train --config=experiments/quickstart.py
+  python -m yi_jax.generate --checkpoint=runs/quickstart --prompt="Enter HAMLET"
+
+Time and result on two CPU cores: see docs/benchmarks.md.
+"""
+
+import ml_collections
+
+from yi_jax.training import run_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the run."""
+  c = run_config.base()
+  c.model.preset = 'tiny'
+
+  # Data: both languages the same share, see yi_jax/data/mixtures.py.
+  c.data.mixture = 'quickstart'
+  c.data.vocabulary = 'quickstart'
+  c.data.vocabulary_size = 8192
+  c.data.length = 512
+  # Small batches: with minutes to train, more updates beat smoother ones.
+  c.data.batch_tokens = 4096
+
+  c.optimizer.learning_rate = 3e-3
+  c.optimizer.schedule = 'wsd'
+  c.optimizer.warmup_steps = 30
+  c.optimizer.decay_fraction = 0.4
+  c.optimizer.final_fraction = 0.05
+
+  c.train.steps = 300
+  c.train.log_every = 10
+  c.checkpoint.every = 100
+
+  c.sample.prompts = (
+    'HAMLET. To be, or',
+    'In the beginning',
+    '第一条　为了',
+    '问：小明有',
+  )
+  return c
