@@ -325,6 +325,21 @@ def test_a_vocabulary_of_that_name_is_kept_whatever_the_text(texts, config):
     prepare.prepare(config)
 
 
+def test_the_vocabulary_is_trained_on_training_text_only(
+  texts, config, monkeypatch
+):
+  real, seen = vocabulary.train, []
+
+  def train(sample, *rest):
+    seen.extend(sample)
+    return real(seen, *rest)
+
+  monkeypatch.setattr(vocabulary, 'train', train)
+  prepare.prepare(config)
+  found = _documents(config.data, 'train')
+  assert sorted(seen) == sorted(sum(found.values(), []))  # it is small: all
+
+
 def test_rows_of_another_vocabulary_are_refused(texts, config):
   prepare.prepare(config)
   folder = prepared.vocabulary_folder(config.data)

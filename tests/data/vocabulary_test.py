@@ -16,7 +16,7 @@ _words: vocabulary.Vocabulary
 
 @pytest.fixture(scope='module')
 def sample(english, chinese):
-  code = 'def f(x):\n\treturn x  # 2024'
+  code = 'def f(x):\n\treturn x  # 2024\n' * 400
   return [english(1, 3000), chinese(1, 3000), code]
 
 

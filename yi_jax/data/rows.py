@@ -129,7 +129,8 @@ class RowWriter:
     return self
 
   def __exit__(self, *error: object) -> None:
-    self._close_file()
+    if self._writer is not None:  # an error came first
+      self._writer.close()
 
   def _next_file(self) -> None:
     self._close_file()
@@ -144,8 +145,14 @@ class RowWriter:
     if self._writer is not None:
       self._writer.close()
       self._writer = None
-      path = self._folder / self._files[-1]['name']
-      self._files[-1]['bytes'] = path.stat().st_size
+      file = self._files[-1]
+      path = self._folder / file['name']
+      file['bytes'] = path.stat().st_size
+      reader = array_record_module.ArrayRecordReader(str(path))
+      whole = reader.num_records() == file['rows']
+      reader.close()
+      if not whole:  # the library may not tell that a disk is full
+        raise OSError(f'{path} was not written whole: is the disk full?')
 
 
 class RowReader:
