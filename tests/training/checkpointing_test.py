@@ -55,7 +55,7 @@ def _state(mesh, step, config=_MODEL):
   return train_state.TrainState(
     step=step,
     params=params,
-    opt_state=(moved._replace(count=count), optax.EmptyState()),
+    opt_state=moved._replace(count=count),
     guard=guard,
   )
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from yi_jax.models import config as model_config
@@ -26,13 +27,14 @@ def test_three_updates_equal_the_formula():
   rng = np.random.default_rng(0)
   params = {'kernel': np.float32(rng.normal(size=(3, 4)))}
   tree = {'layer': {k: jnp.asarray(v) for k, v in params.items()}}
-  adamw = optimizer.make(settings)
-  state = adamw.init(tree)
+  moments = optimizer.moments(settings)
+  state = moments.init(tree)
   want = np.float64(params['kernel'])
   mean, square = np.zeros_like(want), np.zeros_like(want)
   for step in range(1, 4):
     grad = np.float32(rng.normal(size=(3, 4)))
-    direction, state = adamw.update({'layer': {'kernel': grad}}, state, tree)
+    _, state = moments.update({'layer': {'kernel': grad}}, state)
+    direction = optimizer.direction(settings, state, tree)
     tree = jax.tree.map(lambda p, d: p - 0.01 * d, tree, direction)
     mean = 0.9 * mean + 0.1 * grad
     square = 0.95 * square + 0.05 * np.float64(grad) ** 2
@@ -40,6 +42,27 @@ def test_three_updates_equal_the_formula():
     spread = np.sqrt(square / (1 - 0.95**step))
     want = want - 0.01 * (unbiased / (spread + 1e-8) + 0.1 * want)
   np.testing.assert_allclose(tree['layer']['kernel'], want, rtol=1e-5)
+
+
+def test_the_direction_is_the_one_optax_returns():
+  params = {'a': {'kernel': jnp.ones((2, 3))}, 'b': {'scale': jnp.ones(3)}}
+  settings = _settings(weight_decay=0.3)
+  adamw = optax.adamw(
+    1.0,
+    *settings.betas,
+    eps=settings.eps,
+    weight_decay=0.3,
+    mask=optimizer.decays,
+  )
+  theirs, ours = adamw.init(params), optimizer.moments(settings).init(params)
+  for step in range(3):
+    grads = jax.tree.map(lambda x: jnp.sin(x + step), params)  # noqa: B023
+    want, theirs = adamw.update(grads, theirs, params)
+    _, ours = optimizer.moments(settings).update(grads, ours)
+    got = optimizer.direction(settings, ours, params)
+    jax.tree.map(
+      lambda g, w: np.testing.assert_allclose(g, -w, rtol=1e-6), got, want
+    )
 
 
 @pytest.mark.parametrize('scan_layers', [True, False])
@@ -77,7 +100,7 @@ def test_frozen_parameters_cost_no_optimizer_memory():
     )
 
   trained, _ = optimizer.split(params, 'layers/0/.*')
-  state = jax.eval_shape(optimizer.make(_settings()).init, trained)
+  state = jax.eval_shape(optimizer.moments(_settings()).init, trained)
   # Two moments of what is trained, and one counter.
   assert size(state) == 2 * size(params['layers']['0']) + 4
 

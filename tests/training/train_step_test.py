@@ -127,7 +127,7 @@ def test_every_mesh_makes_the_same_update(whole, sizes, pieces):
 
 def test_fsdp_cuts_parameters_and_moments():
   abstract = train_state.abstract(_run(), _mesh(fsdp=4))
-  for tree in (abstract.params, abstract.opt_state[0].mu):
+  for tree in (abstract.params, abstract.opt_state.mu):
     kernel = tree['layers']['0']['mlp']['gate_proj']['kernel']
     assert kernel.sharding.shard_shape(kernel.shape) == (8, 64)
 
@@ -157,7 +157,7 @@ def test_only_trainable_parameters_move_and_only_they_have_gradients():
     _assert_same(after[frozen], before[frozen], 0, 0)
   _assert_same(after['layers']['0'], before['layers']['0'], 0, 0)
   assert not np.array_equal(after['norm']['scale'], before['norm']['scale'])
-  moments = state.opt_state[0].mu
+  moments = state.opt_state.mu
   assert set(moments) == {'layers', 'norm'}
   assert set(moments['layers']) == {'1'}
 
@@ -212,6 +212,15 @@ def test_any_objective_is_clipped_by_the_norm_of_its_mean(clip_norm):
   grad = 2 * kernel * (clip_norm / norm if clip_norm else 1)
   want = kernel - 1e-2 * grad / (np.abs(grad) + 1)
   np.testing.assert_allclose(state.params['lm_head']['kernel'], want, rtol=1e-4)
+
+
+def test_the_update_overwrites_the_state_in_place():
+  run = _run(model={'hidden_size': 256, 'intermediate_size': 1024})
+  step = train_step.make(run, _mesh(), objective=_of_ones_own)
+  memory = step.lower().compile().memory_analysis()
+  size = sum(x.size * 4 for x in jax.tree.leaves(step.state.params))
+  assert memory.alias_size_in_bytes > 3 * size
+  assert memory.temp_size_in_bytes < 0.1 * size
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class TrainState:
 
   step: jax.Array
   params: dict[str, Any]
-  opt_state: optax.OptState
+  opt_state: optax.ScaleByAdamState
   guard: faults.Guard
 
 
@@ -53,7 +53,7 @@ def fresh(
 
   def rest(params: dict[str, Any]) -> tuple[Any, ...]:
     trained, _ = optimizer.split(params, run.optimizer.trainable)
-    opt_state = optimizer.make(run.optimizer).init(trained)
+    opt_state = optimizer.moments(run.optimizer).init(trained)
     return jnp.zeros((), jnp.int32), opt_state, faults.fresh_guard()
 
   step, opt_state, guard = jax.jit(
@@ -84,7 +84,7 @@ def shardings(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:
     step=everywhere,
     params=params,
     opt_state=optax.tree.map_params(
-      optimizer.make(run.optimizer),
+      optimizer.moments(run.optimizer),
       lambda _, sharding: sharding,
       shapes.opt_state,
       trained,
@@ -100,6 +100,6 @@ def _shapes(run: run_config.Run) -> TrainState:
   return TrainState(
     step=jax.ShapeDtypeStruct((), jnp.int32),
     params=params,
-    opt_state=jax.eval_shape(optimizer.make(run.optimizer).init, trained),
+    opt_state=jax.eval_shape(optimizer.moments(run.optimizer).init, trained),
     guard=jax.eval_shape(faults.fresh_guard),
   )

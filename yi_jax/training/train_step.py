@@ -174,18 +174,18 @@ def _update(
   rate = optimizer.rate(settings, state.step, run.steps)
   scale *= optimizer.clip_scale(norm, settings.clip_norm)
   grads = jax.tree.map(lambda g: g * scale, grads)
-  direction, opt_state = optimizer.make(settings).update(
-    grads, state.opt_state, trained
-  )
-  moved = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
 
   def keep(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
+  _, opt_state = optimizer.moments(settings).update(grads, state.opt_state)
+  opt_state = keep(opt_state, state.opt_state)
+  direction = optimizer.direction(settings, opt_state, trained)
+  moved = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
   new_state = train_state.TrainState(
     step=state.step + 1,
     params=optimizer.merge(keep(moved, trained), frozen),
-    opt_state=keep(opt_state, state.opt_state),
+    opt_state=opt_state,
     guard=guard,
   )
   metrics = {
