@@ -198,14 +198,15 @@ def train(
       state, values = update(state, batch)
       profiler.after(number, values)
       late.append((number, values))
-      while len(late) > queue:
-        look(*late.popleft())
 
       last, stopping = number == run.steps, stop.agreed(number)
       saves = last or stopping or number % config.checkpoint.every == 0
       every = config.train.eval_every
-      evaluates = last or (every and number % every == 0)
-      if saves or evaluates:
+      evaluates = last or bool(every and number % every == 0)
+      pauses = saves or evaluates
+      while len(late) > max(queue, pauses):
+        look(*late.popleft())
+      if pauses:
         # Metrics before the checkpoint: what is saved has all its lines.
         with board.paused(values):
           more = {}
