@@ -67,7 +67,7 @@ def _worker(rows: int, length: int) -> None:
   pairs.serve(work)
 
 
-def _compare(rows: int, length: int, rounds: int) -> None:
+def _compare(rows: int, length: int, rounds: int, peers: list[str]) -> None:
   python = _HERE.parents[1] / '.venv-peer/bin/python'
   if not python.exists():
     sys.exit('error: no .venv-peer; build it with: launch/local.sh peer true')
@@ -86,18 +86,18 @@ def _compare(rows: int, length: int, rounds: int) -> None:
   shape = [f'--rows={rows}', f'--length={length}']
   peer = [str(python), str(_HERE / 'train_step_peer.py'), *shape]
   commands = {'yi_jax': [sys.executable, __file__, '--worker', *shape]}
-  for name, flags in _PEERS.items():
-    commands[name] = [*peer, f'--model={sizes}', *flags]
+  for name in peers:
+    commands[name] = [*peer, f'--model={sizes}', *_PEERS[name]]
   seconds = pairs.medians(pairs.measure(commands, rounds))
   tokens = rows * length
   flops = config_lib.flops_per_token(model, length) * tokens
-  ratios = {n: seconds[n] / seconds['yi_jax'] for n in _PEERS}
+  ratios = {n: seconds[n] / seconds['yi_jax'] for n in peers}
   result = {
     'benchmark': 'train_step',
     'rows': rows,
     'length': length,
     'tokens_per_second': {n: round(tokens / s) for n, s in seconds.items()},
-    'ratio': round(ratios['float32 eager'], 2),
+    'ratio': round(ratios[peers[0]], 2),
     'ratios': {n: round(r, 2) for n, r in ratios.items()},
     'model_tflop_a_step': round(flops / 1e12, 3),
     'gflop_per_second': round(flops / seconds['yi_jax'] / 1e9),
@@ -110,6 +110,7 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=8)
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--peers', default=','.join(_PEERS), help='some of them')
   parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--profile', action='store_true')
   args = parser.parse_args()
@@ -120,7 +121,7 @@ def main() -> None:
 
     profile_step.report(*_step(args.rows, args.length))
   else:
-    _compare(args.rows, args.length, args.rounds)
+    _compare(args.rows, args.length, args.rounds, args.peers.split(','))
 
 
 if __name__ == '__main__':
