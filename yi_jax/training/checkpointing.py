@@ -48,6 +48,8 @@ class Checkpointer:
     """
     self._folder = epath.Path(workdir) / 'checkpoints'
     self._keep = keep
+    # What fails in the background is raised here, as one sentence.
+    logging.getLogger('absl').addFilter(_not_orbax)
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -448,6 +450,10 @@ def _parts(state: train_state.TrainState) -> dict[str, Any]:
   }
   params = fields.pop('params')
   return {'params': params, 'progress': fields}
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+  return 'orbax' not in record.pathname
 
 
 def _first_line(error: BaseException) -> str:

@@ -103,9 +103,10 @@ class Folder:
     self.path = stand_in or workdir
     self._workdir = epath.Path(workdir) if stand_in else None
     os.makedirs(self.path, exist_ok=True)
-    if self._workdir and (self._workdir / 'metrics.jsonl').exists():
-      text = (self._workdir / 'metrics.jsonl').read_text()
-      pathlib.Path(self.path, 'metrics.jsonl').write_text(text)
+    for name in ('metrics.jsonl', 'report.json') if self._workdir else ():
+      if (self._workdir / name).exists():
+        text = (self._workdir / name).read_text()
+        pathlib.Path(self.path, name).write_text(text)
 
   def push(self) -> None:
     """Copies everything to the workdir, if that is elsewhere."""
