@@ -196,6 +196,7 @@ enter() {
 # keep freed memory, in huge pages where the kernel grants them on request.
 allocator() {
   [[ ${YI_MALLOC:-} != 0 && $(uname -s) == Linux ]] || return 0
+  export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}
   export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
   export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1000000000000}
   export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-67108864}

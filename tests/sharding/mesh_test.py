@@ -1,0 +1,132 @@
+"""Meshes and rules: what is cut where, and that it changes no number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from yi_jax.models import config as config_lib
+from yi_jax.models import transformer
+from yi_jax.sharding import mesh as mesh_lib
+from yi_jax.sharding import rules
+from yi_jax.training import cross_entropy
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'want'),
+  [
+    (dict(), (1, 4, 1, 1, 1, 1)),
+    (dict(data=2, fsdp=1, tensor=2), (2, 1, 1, 2, 1, 1)),
+    (dict(fsdp=-1, tensor=2), (1, 2, 1, 2, 1, 1)),
+  ],
+)
+def test_minus_one_takes_what_is_left(sizes, want):
+  sizes = sizes or dict(fsdp=-1)
+  assert mesh_lib.mesh_shape(sizes, 4) == want
+  assert mesh_lib.make_mesh(sizes).devices.shape == want
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    (dict(fdsp=-1), "Did you mean 'fsdp'"),
+    (dict(fsdp=-1, data=-1), 'at most one -1'),
+    (dict(fsdp=3), 'needs 3 devices; there are 4'),
+    (dict(fsdp=-1, tensor=3), 'a multiple of 3 devices'),
+    (dict(fsdp=0), 'must be positive'),
+  ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    mesh_lib.make_mesh(sizes)
+
+
+def test_the_rules_cut_parameters_over_fsdp_and_tensor():
+  config = config_lib.get_preset('yi_6b')
+  mesh = mesh_lib.make_mesh(dict(fsdp=2, tensor=2))
+  tree = rules.shardings(
+    mesh, transformer.param_axes(config), transformer.abstract_params(config)
+  )
+  layers = tree['layers']
+  assert layers['self_attn']['q_proj']['kernel'].spec == PartitionSpec(
+    None, 'fsdp', 'tensor'
+  )
+  assert layers['mlp']['down_proj']['kernel'].spec == PartitionSpec(
+    None, 'tensor', 'fsdp'
+  )
+  assert tree['embed_tokens']['embedding'].spec == PartitionSpec(
+    'tensor', 'fsdp'
+  )
+  # Everything large is cut into as many pieces as there are devices.
+  shapes = transformer.abstract_params(config)
+  for leaf, cut in zip(
+    jax.tree.leaves(shapes), jax.tree.leaves(tree), strict=True
+  ):
+    if leaf.size > 2**20:
+      assert np.prod(cut.shard_shape(leaf.shape)) == leaf.size / 4
+
+
+def test_what_does_not_divide_stays_whole():
+  mesh = mesh_lib.make_mesh(dict(tensor=4))
+  axes = ('embed', 'kv_heads')
+  assert rules.spec(mesh, axes, (8, 6)) == PartitionSpec(None, None)
+  assert rules.spec(mesh, axes, (8, 12)) == PartitionSpec(None, 'tensor')
+
+
+def test_one_mesh_axis_for_two_dimensions_is_a_collision():
+  mesh = mesh_lib.make_mesh(dict(tensor=4))
+  with pytest.raises(ValueError, match="'tensor' would cut both 'vocab'"):
+    rules.spec(mesh, ('vocab', 'mlp'))
+  with pytest.raises(ValueError, match="No sharding rule .*'embedd'"):
+    rules.spec(mesh, ('embedd',))
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [dict(data=4), dict(fsdp=4), dict(fsdp=2, tensor=2), dict(tensor=4)],
+)
+@pytest.mark.parametrize('scan', [True, False])
+def test_every_mesh_equals_one_device(sizes, scan):
+  config = config_lib.get_preset(
+    'tiny',
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    scan_layers=scan,
+  )
+  params = transformer.init_params(config, jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (4, 33), 0, 96)
+
+  def loss(params, tokens, constrain):
+    out = transformer.Transformer(config).apply(
+      {'params': params},
+      tokens[:, :-1],
+      constrain=constrain,
+      logits=False,
+    )
+    kernel = transformer.output_kernel(config, params)
+    weights = jnp.ones((4, 32))
+    return cross_entropy.cross_entropy(
+      out.hidden, kernel, tokens[:, 1:], weights
+    )[0]
+
+  grad = jax.value_and_grad(loss)
+  want = jax.jit(grad, static_argnums=2)(params, tokens, None)
+  mesh = mesh_lib.make_mesh(sizes)
+  cut = rules.shardings(
+    mesh, transformer.param_axes(config), transformer.abstract_params(config)
+  )
+  step = jax.jit(
+    lambda p, t: grad(p, t, rules.constrainer(mesh)),
+    in_shardings=(cut, rules.batch_sharding(mesh)),
+    out_shardings=(rules.replicated(mesh), cut),
+  )
+  got = step(jax.device_put(params, cut), np.asarray(tokens))
+  assert jax.tree.leaves(got[1])[0].sharding.mesh.size == 4
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
