@@ -31,17 +31,17 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.vocabulary_size = 8192
   c.data.length = 512
   # Small batches: with minutes to train, more updates beat smoother ones.
-  c.data.batch_tokens = 4096
+  c.data.batch_tokens = 2048
 
   c.optimizer.learning_rate = 3e-3
   c.optimizer.schedule = 'wsd'
-  c.optimizer.warmup_steps = 30
+  c.optimizer.warmup_steps = 50
   c.optimizer.decay_fraction = 0.4
   c.optimizer.final_fraction = 0.05
 
-  c.train.steps = 300
+  c.train.steps = 700
   c.train.log_every = 10
-  c.checkpoint.every = 100
+  c.checkpoint.every = 200
 
   c.sample.prompts = (
     'HAMLET. To be, or',

@@ -46,9 +46,9 @@ def _tokens(length, batch=2, vocab=96):
 
 def _logits(config, params, tokens, **kwargs):
   model = transformer.Transformer(config)
-  return jax.jit(
-    lambda p, t: model.apply({'params': p}, t, **kwargs).logits
-  )(params, tokens)
+  return jax.jit(lambda p, t: model.apply({'params': p}, t, **kwargs).logits)(
+    params, tokens
+  )
 
 
 def _llama_names(config, params):
@@ -98,9 +98,7 @@ def test_logits_and_gradients_equal_transformers_at_600_positions(
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         rms_norm_eps=config.rms_norm_eps,
-        rope_parameters=dict(
-          rope_type='default', rope_theta=config.rope_theta
-        ),
+        rope_parameters=dict(rope_type='default', rope_theta=config.rope_theta),
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=config.tie_word_embeddings,
         attention_bias=config.attention_bias,
@@ -207,7 +205,9 @@ def test_a_packed_row_equals_its_separate_rows(pattern):
   params = _params(config)
   tokens = _tokens(30, batch=1)
   lengths = (11, 13, 4)  # and two of padding
-  segments = jnp.asarray([sum(([i + 1] * n for i, n in enumerate(lengths)), [])])
+  segments = jnp.asarray(
+    [sum(([i + 1] * n for i, n in enumerate(lengths)), [])]
+  )
   segments = jnp.pad(segments, ((0, 0), (0, 2)))
   positions = jnp.concatenate([jnp.arange(n) for n in (*lengths, 2)])[None]
   packed = _logits(

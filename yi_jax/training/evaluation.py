@@ -4,7 +4,6 @@ Bits per byte compare across vocabularies, languages and with compressors
 (`xz` on the same text), which the loss per token does not.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from yi_jax.models import attention
-from yi_jax.training import objectives, run_config, train_step
+from yi_jax.training import run_config, train_step
 
 
 class Evaluator:
@@ -40,12 +39,7 @@ class Evaluator:
     self._rows, self._prepared, self._max_rows = run.rows, prepared, max_rows
     self._vocabulary = vocabulary
     self._batch = train_step.abstract_batch(run, mesh)
-    objective = functools.partial(
-      objectives.next_token,
-      config=run.model,
-      attention_fn=attention_fn,
-      constrain=train_step.constrainer(mesh),
-    )
+    objective = train_step.next_token(run, mesh, attention_fn)
     self._sums = jax.jit(lambda params, batch: objective(params, batch)[1])
 
   def __call__(self, params: dict[str, Any]) -> dict[str, float]:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from yi_jax.models import attention, transformer
+from yi_jax.models import attention
+from yi_jax.sharding import attention as sharded_attention
 from yi_jax.sharding import rules
 from yi_jax.training import faults, objectives, optimizer, run_config
 from yi_jax.training import state as train_state
@@ -66,20 +67,15 @@ def make(
     mesh: devices, which may be a compile-only topology.
     objective: (params, batch) -> (sum, aux with 'nll' and 'weight'); None is
       next-token prediction.
-    attention_fn: attention for that default objective; None is the model's.
+    attention_fn: attention of one device, for that default objective; None
+      takes the backend's.
 
   Raises:
     ValueError: if the rows cannot be divided over the devices.
   """
   check_rows(run, mesh)
   if objective is None:
-    objective = functools.partial(
-      objectives.next_token,
-      config=run.model,
-      attention_fn=attention_fn,
-      constrain=constrainer(mesh),
-      z_loss=run.optimizer.z_loss,
-    )
+    objective = next_token(run, mesh, attention_fn, z_loss=run.optimizer.z_loss)
   state = train_state.abstract(run, mesh)
   batch = abstract_batch(run, mesh)
   update = jax.jit(
@@ -92,6 +88,31 @@ def make(
     donate_argnums=0,
   )
   return TrainStep(update, state, batch)
+
+
+def next_token(
+  run: run_config.Run,
+  mesh: jax.sharding.Mesh,
+  attention_fn: attention.AttentionFn | None = None,
+  z_loss: float = 0.0,
+) -> objectives.Objective:
+  """Returns next-token prediction with all that depends on the mesh filled in.
+
+  Args:
+    run: the run.
+    mesh: devices; one device needs no pinning of activations.
+    attention_fn: attention of one device; None takes the backend's.
+    z_loss: see `objectives.next_token`.
+  """
+  return functools.partial(
+    objectives.next_token,
+    config=run.model,
+    attention_fn=sharded_attention.sharded(
+      attention_fn or attention.get(), mesh
+    ),
+    constrain=rules.constrainer(mesh) if mesh.size > 1 else None,
+    z_loss=z_loss,
+  )
 
 
 def abstract_batch(
@@ -124,11 +145,6 @@ def put_batch(
     )
     for name, leaf in batch.items()
   }
-
-
-def constrainer(mesh: jax.sharding.Mesh) -> transformer.Constrain | None:
-  """Returns what pins activations on a mesh; one device needs nothing."""
-  return rules.constrainer(mesh) if mesh.size > 1 else None
 
 
 def check_rows(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
