@@ -1,0 +1,242 @@
+"""The generate verb: what it prints, and one line for what it cannot do."""
+
+import io
+import re
+import shutil
+
+import jax
+import pytest
+
+from yi_jax import app, generate
+from yi_jax.data import vocabulary
+from yi_jax.serving import generation
+from yi_jax.sharding import mesh as meshes
+from yi_jax.training import checkpointing, run_config
+from yi_jax.training import state as train_state
+
+_TEXTS = (
+  'the king said that his horse and crown were lost in a storm at sea',
+  '国家保护公民的合法权益任何组织和个人不得侵犯本法自公布之日起施行',
+)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A workdir of a model with random weights, and its vocabulary."""
+  folder = tmp_path_factory.mktemp('generate')
+  words = vocabulary.train(_TEXTS * 50, 330, folder / 'data/vocabularies/small')
+  config = run_config.defaults()
+  config['data'].update(
+    root=str(folder / 'data'),
+    vocabulary='small',
+    vocabulary_size=330,
+    length=32,
+    batch_tokens=256,
+  )
+  config['model']['overrides'].update(
+    vocab_size=340,  # ten rows are no token
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    initializer_range=0.5,
+  )
+  run = run_config.resolve(config)
+  mesh = meshes.make_mesh({'fsdp': 1}, jax.devices()[:1])
+  checkpoints = checkpointing.Checkpointer(str(folder / 'run'), keep=1)
+  checkpoints.save(
+    3,
+    train_state.fresh(run, mesh, seed=0),
+    checkpointing.manifest(
+      identity=run_config.identity(config, run),
+      model=run.model,
+      vocabulary_hash=words.hash,
+      rows_consumed=24,
+      rates={'en_other_x': 1.0},
+      seconds=1.0,
+    ),
+  )
+  checkpoints.close()
+  return folder / 'run', words
+
+
+@pytest.fixture
+def run(trained, capsys, monkeypatch):
+  """run(*flags) -> (exit code, standard output, standard error)."""
+  # Programs compiled here are of no use to the user.
+  monkeypatch.setattr(generate.compilation_cache, 'enable', lambda: None)
+
+  def start(*argv, checkpoint=trained[0]):
+    capsys.readouterr()
+    code = app.run(
+      generate.main,
+      generate.FLAGS,
+      example='--x',
+      needs_config=False,
+      argv=[f'--checkpoint={checkpoint}', '--max_new_tokens=12', *argv],
+    )
+    return code, *capsys.readouterr()
+
+  return start
+
+
+@pytest.fixture(scope='module')
+def expected(trained):
+  """expected(prompts, **settings): what the model adds to documents' starts."""
+  config, params, words = generate.open_checkpoint(str(trained[0]))
+  generator = generation.Generator(
+    config, params, max_length=40, vocabulary_size=words.size
+  )
+
+  def texts(prompts, **settings):
+    rows = [[2, *words.encode(prompt)] for prompt in prompts]
+    return list(map(words.decode, generator.generate(rows, 12, **settings)))
+
+  return texts
+
+
+def test_a_prompt_is_printed_with_its_continuation(expected, run):
+  prompt = 'the 国家'
+  code, out, error = run(f'--prompt={prompt}', '--temperature=0')
+  [text] = expected([prompt])
+  assert (code, out) == (0, f'{prompt}{text}\n')
+  assert re.fullmatch(
+    r'\d+ tokens, [\d,.]+ tokens/s; compiled in [\d.]+ s\n', error
+  )
+
+
+def test_the_flags_decide_how_tokens_are_chosen(expected, run):
+  flags = dict(
+    temperature=1.5, top_k=30, top_p=0.95, repetition_penalty=1.2, seed=5
+  )
+  argv = [f'--{name}={value}' for name, value in flags.items()]
+  [text] = expected(['the'], **flags)
+  assert run('--prompt=the', *argv)[1] == f'the{text}\n'
+  assert run('--prompt=the', *argv, '--seed=6')[1] != f'the{text}\n'
+
+
+def test_an_empty_prompt_begins_a_text(expected, run):
+  [text] = expected([''])
+  assert run('--prompt=', '--temperature=0')[:2] == (0, f'{text}\n')
+
+
+def test_every_line_of_a_file_is_continued(expected, run, tmp_path):
+  prompts = ['the king', '国家', 'his horse and', 'a']
+  file = tmp_path / 'prompts.txt'
+  file.write_bytes('\r\n'.join(['', *prompts, '  ']).encode())
+  outs = [
+    run(f'--prompts_file={file}', f'--batch_size={size}', '--seed=3')[:2]
+    for size in (2, 4)
+  ]
+  made = expected(prompts, temperature=0.7, top_p=0.9, seed=[3, 4, 5, 6])
+  blocks = [
+    f'==> {i + 1} of 4 <==\n{prompt}{text}\n\n'
+    for i, (prompt, text) in enumerate(zip(prompts, made, strict=True))
+  ]
+  assert outs == [(0, ''.join(blocks))] * 2
+
+
+def test_lines_are_continued_until_the_input_ends(expected, run, monkeypatch):
+  monkeypatch.setattr('sys.stdin', io.StringIO('the\n国家\n'))
+  made = expected(['the', '国家'])
+  code, out, _ = run('--interactive', '--temperature=0')
+  assert (code, out) == (0, ''.join(f'{text}\n' for text in made))
+
+
+class _Script:
+  """In place of a Generator: yields the ids it is given, one at a time."""
+
+  compile_seconds = 0.0
+
+  def __init__(self, ids):
+    self._ids = ids
+
+  def stream(self, rows, max_new_tokens, **settings):
+    return ([[i]] for i in self._ids)
+
+
+def test_half_a_character_is_never_printed(trained):
+  words = trained[1]
+  text = '国 é 𠮷🙂!'  # the rare ones are spelled in bytes
+  ids = words.encode(text)
+  assert len(ids) > len(text) + 5
+  generate.FLAGS(['generate'])
+  parts = list(generate.Writer(_Script(ids), words).write([2]))
+  assert ''.join(parts) == f'{text}\n'
+  assert '\ufffd' not in ''.join(parts)
+  assert '' in parts
+  # What never becomes whole is shown as such.
+  parts = list(generate.Writer(_Script(ids[:-3]), words).write([2]))
+  assert ''.join(parts) == '国 é 𠮷\ufffd\n'
+
+
+def test_more_tokens_than_positions_is_a_warning(run, caplog):
+  code, out, _ = run('--prompt=the', '--max_new_tokens=600')
+  assert code == 0
+  assert 'the model was trained on 512' in caplog.text
+  assert out.startswith('the')
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    ([], 'give one of --prompt, --prompts_file and --interactive'),
+    (['--prompt=a', '--interactive'], 'give one of --prompt'),
+    (['--prompt=a', '--checkpoint='], '--checkpoint is missing'),
+    (['--prompt=a', '--checkpoint=no/where'], 'no/where; give the --workdir'),
+    (['--prompt=a', '--max_new_tokens=0'], 'must be at least 1, not 0'),
+    (['--prompt=a', '--temperature=-1'], 'temperature must be 0 or more'),
+    (['--prompt=a', '--top_p=2'], 'top_p must be above 0 and up to 1, not 2.0'),
+    (['--prompts_file=no.txt'], "No such file or directory: '"),
+    (['--prompts_file=no.txt', '--batch_size=0'], 'batch_size must be at'),
+    (['--promt=a'], 'promt'),
+  ],
+)
+def test_bad_flags_get_one_line(run, argv, message):
+  code, out, error = run(*argv)
+  assert code == app.BAD_INPUT
+  assert error.startswith('error: ')
+  assert message in error
+  assert error.count('\n') == 1
+  assert out == ''
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'', 'has no prompts; write one a line'),
+    (b'\n \n', 'has no prompts'),
+    (b'fine\n\nbad \xff\n', 'line 3: no valid UTF-8 (invalid start byte at by'),
+  ],
+)
+def test_a_bad_file_of_prompts_gets_one_line(run, tmp_path, content, message):
+  file = tmp_path / 'prompts.txt'
+  file.write_bytes(content)
+  code, out, error = run(f'--prompts_file={file}')
+  assert (code, out) == (app.BAD_INPUT, '')
+  assert error.startswith(f'error: {file}')
+  assert message in error
+
+
+def test_a_workdir_without_checkpoints_is_named(run, tmp_path):
+  code, _, error = run('--prompt=a', checkpoint=tmp_path)
+  assert code == app.BAD_INPUT
+  assert f'no checkpoint in {tmp_path}/checkpoints' in error
+
+
+def test_another_vocabulary_is_refused(trained, run):
+  workdir, words = trained
+  folder = workdir.parent / 'data/vocabularies/small'
+  shutil.move(folder, folder.with_name('kept'))
+  try:
+    code, _, error = run('--prompt=a')
+    assert (code, 'no vocabulary: there is no' in error) == (2, True)
+    vocabulary.train(_TEXTS * 50, 320, folder)
+    code, _, error = run('--prompt=a')
+    assert code == app.BAD_INPUT
+    assert f'{folder} is not the one that {workdir} was trained' in error
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.move(folder.with_name('kept'), folder)
