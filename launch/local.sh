@@ -261,8 +261,8 @@ Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $workdir:
   metrics.jsonl   the same as numbers, one line a logged step
 
 Next:
-  $again python -m yi_jax.generate --workdir=$place --prompt='The king said'
-  $again python -m yi_jax.generate --workdir=$place --interactive
+  $again python -m yi_jax.generate --checkpoint=$place --prompt='The king said'
+  $again python -m yi_jax.generate --checkpoint=$place --interactive
   $again python -m tensorboard.main --logdir=$place
 END
 }
