@@ -62,7 +62,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 8, 'prompts of the file continued at once', flag_values=FLAGS
 )
 
-_ANY_LENGTH = 1 << 20  # of an interactive row: memory ends it sooner
+# Of a row, in tokens. No closer limit: programs come in powers of two, and so
+# those on disk fit the next prompt as well.
+_ANY_LENGTH = 1 << 20
 
 
 def main() -> None:
@@ -89,16 +91,11 @@ def main() -> None:
     texts = read_prompts(paths.in_caller(_PROMPTS_FILE.value))
   config, params, words = open_checkpoint(paths.in_caller(_CHECKPOINT.value))
   rows = [_encode(words, text) for text in texts]
-  longest = max(map(len, rows), default=_ANY_LENGTH)
-  writer = Writer(
-    generation.Generator(
-      config,
-      params,
-      max_length=longest + max(_MAX_NEW_TOKENS.value, 1),
-      vocabulary_size=words.size,
-    ),
-    words,
+  generator = generation.Generator(
+    config, params, max_length=_ANY_LENGTH, vocabulary_size=words.size
   )
+  del params  # the generator has its own layout of them
+  writer = Writer(generator, words)
   try:
     if _INTERACTIVE.value:
       _talk(writer, words)

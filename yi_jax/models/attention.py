@@ -11,6 +11,8 @@ as an argument, so that kernels and meshes can change without touching it:
              linear in length; the default on CPU (models/blockwise.py)
   splash     the Pallas kernel of JAX for TPU          (models/kernels.py)
   cudnn      flash attention of cuDNN through jax.nn   (models/kernels.py)
+
+`cached`, beside them, is for the steps of decoding: few queries, a long cache.
 """
 
 import dataclasses
