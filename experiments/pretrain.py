@@ -8,7 +8,7 @@ these runs; here they get their own shapes and bases at 4,096 tokens.
   # what a pod reads; see docs/prepare.md for the large sources
   python -m yi_jax.prepare --config=experiments/pretrain.py:yi_34b
 
-  # 128 v5p chips
+  # 128 v5p chips, once the processes of several hosts find each other
   python -m yi_jax.train --config=experiments/pretrain.py:yi_34b \\
       --workdir=gs://bucket/yi_34b
 
@@ -54,6 +54,9 @@ def get_config(arg: str = 'yi_6b') -> ml_collections.ConfigDict:
   c.optimizer.betas = (0.9, 0.95)
   c.optimizer.weight_decay = 0.1
   c.optimizer.clip_norm = 1.0
+
+  # Ours: 8 rows a device at a time on 128 devices.
+  c.optimizer.accumulate_steps = 4 if '34b' in arg else 1
 
   c.train.steps = 3000 if small else _TOKENS // c.data.batch_tokens
   c.train.eval_every = 500 if small else 5000

@@ -39,9 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.optimizer.decay_fraction = 0.4
   c.optimizer.final_fraction = 0.05
 
-  c.train.steps = 700
+  c.train.steps = 600
   c.train.log_every = 10
-  c.checkpoint.every = 200
+  c.checkpoint.every = 150
 
   c.sample.prompts = (
     'HAMLET. To be, or',

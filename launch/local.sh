@@ -257,7 +257,7 @@ quickstart() {
 
 Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. In $workdir:
   report.json     bits per byte by language, samples, tokens, seconds
-  loss.png        the loss of every step
+  loss.png        the loss, step by step
   metrics.jsonl   the same as numbers, one line a logged step
 
 Next:

@@ -54,6 +54,7 @@ def trained(tmp_path_factory):
       model=run.model,
       vocabulary_hash=words.hash,
       rows_consumed=24,
+      rows={},
       rates={'en_other_x': 1.0},
       seconds=1.0,
     ),

@@ -298,7 +298,7 @@ def test_quickstart_prepares_then_trains_then_says_what_next(clone):
     f'run -m yi_jax.train {config} --workdir=out --profile=2-4'
     f' | {clone.caller} | ',
   ]
-  for word in ('report.json', 'loss.png', 'yi_jax.generate --workdir=out'):
+  for word in ('report.json', 'loss.png', 'yi_jax.generate --checkpoint=out'):
     assert word in result.stdout
 
 

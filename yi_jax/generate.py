@@ -55,6 +55,12 @@ _REPETITION_PENALTY = flags.DEFINE_float(
   'above 1: tokens that were there become less likely',
   flag_values=FLAGS,
 )
+_STOP_IDS = flags.DEFINE_list(
+  'stop_ids',
+  list(map(str, generation.STOP_IDS)),
+  'token ids that end a text; none: goes on to max_new_tokens',
+  flag_values=FLAGS,
+)
 _SEED = flags.DEFINE_integer(
   'seed', 0, 'the same seed gives the same text', flag_values=FLAGS
 )
@@ -224,6 +230,7 @@ class Writer:
       top_k=_TOP_K.value,
       top_p=_TOP_P.value,
       repetition_penalty=_REPETITION_PENALTY.value,
+      stop_ids=_stop_ids(_STOP_IDS.value),
       seed=_SEED.value,
     )
     settings.update(changes)
@@ -249,6 +256,15 @@ class Writer:
 def _encode(words: vocabulary.Vocabulary, text: str) -> list[int]:
   """Returns a prompt as training rows begin a document: after an end mark."""
   return [words.eos_id, *words.encode(text)]
+
+
+def _stop_ids(texts: list[str]) -> list[int]:
+  try:
+    return [int(text) for text in texts]
+  except ValueError as error:
+    raise ValueError(
+      f'--stop_ids takes token ids such as 2,7, not {",".join(texts)!r}'
+    ) from error
 
 
 def _show(texts: Iterable[str]) -> None:

@@ -115,7 +115,7 @@ def train(
     mesh,
     workdir,
     identity,
-    texts.vocabulary_hash,
+    texts,
     checkpoints,
     say,
   )
@@ -184,10 +184,12 @@ def train(
         vocabulary_hash=texts.vocabulary_hash,
         rows_consumed=rows,
         rates=texts.rates,
+        rows=texts.keys,
         seconds=seconds,
       ),
     )
-    folder.push()
+    if chief:
+      folder.push()
 
   with contextlib.ExitStack() as stack:
     for resource in (checkpoints, loader, board, profiler):
@@ -246,7 +248,7 @@ def _start(
   mesh: jax.sharding.Mesh,
   workdir: str,
   identity: dict[str, Any],
-  vocabulary_hash: str,
+  texts: prepared.Prepared,
   checkpoints: checkpointing.Checkpointer,
   say: Callable[[str], None],
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
@@ -255,7 +257,8 @@ def _start(
   if checkpoints.steps():
     manifest = checkpointing.newest_manifest(workdir)
     changed = run_config.refuse_other_run(manifest['run'], identity)
-    checkpointing.refuse_other_vocabulary(manifest, vocabulary_hash)
+    checkpointing.refuse_other_vocabulary(manifest, texts.vocabulary_hash)
+    checkpointing.refuse_other_data(manifest, texts.rates, texts.keys)
     state, manifest, complaints = checkpoints.restore(
       train_state.abstract(run, mesh)
     )
@@ -267,7 +270,7 @@ def _start(
   if config.init_from:
     source = paths.in_repository(config.init_from)
     manifest = checkpointing.newest_manifest(source)
-    checkpointing.refuse_other_vocabulary(manifest, vocabulary_hash)
+    checkpointing.refuse_other_vocabulary(manifest, texts.vocabulary_hash)
     params = checkpointing.load_into(source, run.model, mesh)
     say(f'starts from the weights of {source}')
     return train_state.fresh(run, mesh, config.seed, params), {}
@@ -292,6 +295,7 @@ def _samples(
     run.model,
     state.params,
     max_length=max(map(len, rows)) + config.sample.tokens,
+    vocabulary_size=words.size,
   )
   made = generator.generate(
     rows,

@@ -64,7 +64,11 @@ def test_bad_utf8_and_blank_documents_are_counted_and_skipped(tmp_path):
     ('a.jsonl', b'{"text": "a"}\n{"text": \n', r'a\.jsonl, line 2 is not JSON'),
     ('a.jsonl', b'{"body": "a"}\n', "line 1 has no text in field 'text'"),
     ('a.jsonl', b'"text"\n', 'line 1 has no text'),
-    ('a.jsonl.gz', gzip.compress(b'{"text": "a"}\n')[:-9], 'truncated'),
+    (
+      'a.jsonl.gz',
+      gzip.compress(b'{"text": "a"}\n', mtime=0)[:-9],
+      'truncated',
+    ),
     ('a.jsonl.gz', b'plain', 'no gzip file'),
     ('a.parquet', b'plain', 'no Parquet file'),
   ],

@@ -25,7 +25,7 @@ def test_every_mixture_reads_tasks_that_are_there():
 
 def test_yi_shares_by_kind():
   shares = {}
-  for name, rate in mixtures.MIXTURES['yi_pretrain'].items():
+  for name, rate in mixtures.MIXTURES['yi_text'].items():
     kind = mixtures.get(name).kind
     shares[kind] = shares.get(kind, 0) + rate
   assert sum(shares.values()) == pytest.approx(1)
@@ -33,6 +33,12 @@ def test_yi_shares_by_kind():
   assert shares['web'] == pytest.approx(0.8077 / (1 - 0.0488), abs=1e-4)
   assert shares['code'] == pytest.approx(0.0822 / (1 - 0.0488), abs=1e-4)
   assert shares['encyclopedia'] == pytest.approx(0.0112 / 0.9512, abs=1e-4)
+
+
+def test_pretraining_reads_no_small_source_a_thousand_times():
+  tasks = [mixtures.get(name) for name in mixtures.MIXTURES['yi_pretrain']]
+  assert {task.language for task in tasks} == {'en', 'zh'}
+  assert min(task.megabytes for task in tasks) > 1000
 
 
 def test_languages_share_a_kind_as_told():

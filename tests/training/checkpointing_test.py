@@ -73,6 +73,7 @@ def _manifest(step, config=_MODEL, vocabulary_hash='ab' * 32):
     model=config,
     vocabulary_hash=vocabulary_hash,
     rows_consumed=8 * step,
+    rows={'en_web_x': 'abc'},
     rates={'en_other_x': 1.0},
     seconds=1.5,
   )
@@ -294,3 +295,20 @@ def test_a_full_disk_is_told_and_older_checkpoints_stay(tmp_path):
   assert 'could not be written' in done.stdout, done.stderr[-2000:]
   assert 'Complete checkpoints: 1.' in done.stdout
   assert int(_restore(tmp_path)[0].step) == 1
+
+
+@pytest.mark.parametrize(
+  ('rates', 'rows', 'message'),
+  [
+    ({'en_other_x': 0.5}, {'en_web_x': 'abc'}, 'the rate of en_other_x'),
+    ({'en_other_x': 1.0}, {'en_web_x': 'abd'}, 'the text of en_web_x'),
+    ({'en_other_x': 1.0}, {}, 'the text of en_web_x .* absent here'),
+  ],
+)
+def test_other_rows_or_rates_are_refused_by_task(rates, rows, message):
+  manifest = _manifest(3)
+  checkpointing.refuse_other_data(
+    manifest, {'en_other_x': 1.0}, {'en_web_x': 'abc'}
+  )
+  with pytest.raises(ValueError, match=message):
+    checkpointing.refuse_other_data(manifest, rates, rows)

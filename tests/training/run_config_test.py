@@ -26,7 +26,13 @@ def test_the_defaults_are_a_run():
 
 def test_base_holds_the_defaults_and_takes_overrides_of_every_type():
   config = run_config.base()
-  assert run_config.to_dict(config) == run_config.defaults()
+  flat = run_config.to_dict(config)
+  # Every task has a rate to set, and none is set.
+  assert set(flat['data'].pop('rates').values()) == {None}
+  want = run_config.defaults()
+  assert want['data'].pop('rates') == {}
+  assert flat == want
+  config.data.rates.en_books_plays = 1.0
   config.model.overrides.rope_theta = 1e6
   config.model.overrides.remat = 'full'
   config.model.overrides.num_hidden_layers = 2

@@ -201,13 +201,10 @@ MIXTURES = {
   },
   # Yi's kinds over everything small.
   'yi_text': by_kind(task.name for task in _local_tasks()),
-  # Yi's kinds with the large sets for web pages and encyclopaedias. Papers are
-  # missing: add your own with register_files and by_kind.
-  'yi_pretrain': by_kind(
-    task.name
-    for task in TASKS.values()
-    if task in _LARGE or task.kind not in ('web', 'encyclopedia')
-  ),
+  # Yi's kinds over the large sets: web pages and encyclopaedias. No open set of
+  # TFDS has code, papers or books of that size: add files of your own with
+  # register_files, and share all of them with by_kind.
+  'yi_pretrain': by_kind(task.name for task in _LARGE),
 }
 
 
@@ -218,15 +215,16 @@ def rates(
 
   Args:
     mixture: key of MIXTURES.
-    override: rates instead of the mixture's own, unless empty. A rate of 0
-      keeps a task's held-out text in the evaluation.
+    override: rates instead of the mixture's own, unless empty; None is no
+      rate. A rate of 0 keeps a task's held-out text in the evaluation.
 
   Raises:
     ValueError: for unknown names, a negative rate, or rates that are all 0.
   """
   if mixture not in MIXTURES:
     raise ValueError(f'no mixture {mixture!r}{app.nearest(mixture, MIXTURES)}')
-  found = dict(override or MIXTURES[mixture])
+  given = {k: v for k, v in (override or {}).items() if v is not None}
+  found = given or dict(MIXTURES[mixture])
   for name, rate in found.items():
     get(name)
     if rate < 0:

@@ -41,6 +41,7 @@ class Prepared:
     bytes: task -> UTF-8 bytes of exactly the documents in these rows.
     documents: task -> number of documents.
     xz: language -> bits per byte of `xz -9e` on the held-out text.
+    keys: task -> hash of all that made its rows.
   """
 
   readers: dict[str, rows.RowReader]
@@ -50,6 +51,7 @@ class Prepared:
   bytes: dict[str, int]
   documents: dict[str, int]
   xz: dict[str, float]
+  keys: dict[str, str]
 
 
 def open_prepared(data: Any, split: str) -> Prepared:
@@ -100,6 +102,7 @@ def open_prepared(data: Any, split: str) -> Prepared:
     bytes=sizes,
     documents=documents,
     xz=index['xz'],
+    keys={name: entry['key'] for name, entry in index['tasks'].items()},
   )
 
 

@@ -123,9 +123,11 @@ class Checkpointer:
       try:
         manifest = read_manifest(folder)
         state = _restore_state(folder, abstract, manifest)
-      except NewerFormat:
+      except (NewerFormat, MemoryError, PermissionError):
         raise
       except Exception as error:  # whatever the storage library throws
+        if 'RESOURCE_EXHAUSTED' in str(error):
+          raise  # too little memory here: nothing is wrong with the file
         complaints.append(
           f'checkpoint {step} cannot be read ({_first_line(error)})'
         )
@@ -151,8 +153,8 @@ class Checkpointer:
     self._manager.close()
     for step in steps if jax.process_index() == 0 else []:
       place = self._folder.parent / 'damaged' / str(step)
-      if place.exists():
-        place.rmtree()
+      while place.exists():  # an earlier one is kept too
+        place = place.with_name(f'{place.name}-again')
       place.parent.mkdir(parents=True, exist_ok=True)
       (self._folder / str(step)).rename(place)
     if jax.process_count() > 1:
@@ -181,6 +183,7 @@ def manifest(
   vocabulary_hash: str,
   rows_consumed: int,
   rates: dict[str, float],
+  rows: dict[str, str],
   seconds: float,
 ) -> dict[str, Any]:
   """Returns what a checkpoint says about itself: JSON types only.
@@ -191,6 +194,7 @@ def manifest(
     vocabulary_hash: of the vocabulary the tokens came from.
     rows_consumed: global rows read; with the seed, the place in the data.
     rates: task -> rate of the mixture.
+    rows: task -> hash of all that made its rows.
     seconds: time spent on the run until now.
   """
   return {
@@ -201,6 +205,7 @@ def manifest(
     'vocabulary_hash': vocabulary_hash,
     'rows_consumed': rows_consumed,
     'rates': dict(rates),
+    'rows': dict(rows),
     'seconds': seconds,
     'versions': {
       'jax': jax.__version__,
@@ -241,6 +246,30 @@ def refuse_other_vocabulary(manifest: dict[str, Any], now: str) -> None:
       f'{manifest["vocabulary_hash"][:12]}, not {now[:12]}): its token ids '
       'mean other text. Set data.vocabulary to the one it was trained with'
     )
+
+
+def refuse_other_data(
+  manifest: dict[str, Any], rates: dict[str, float], rows: dict[str, str]
+) -> None:
+  """Raises ValueError if the rows of a run, or their order, have changed.
+
+  Args:
+    manifest: of the checkpoint.
+    rates: task -> rate now.
+    rows: task -> hash of all that made its rows, now.
+  """
+  for what, saved, now in (
+    ('rate', manifest['rates'], rates),
+    ('text', manifest['rows'], rows),
+  ):
+    for task in sorted(saved.keys() | now.keys()):
+      if saved.get(task) != now.get(task):
+        raise ValueError(
+          f'the {what} of {task} has changed since the checkpoint: '
+          f'{saved.get(task, "absent")} there, {now.get(task, "absent")} here. '
+          'Its rows would come in another order; prepare the data as it was, '
+          'or start another --workdir with init_from'
+        )
 
 
 def refuse_other_weights(

@@ -71,9 +71,15 @@ def _chunk_loss(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Loss sum, nll sum and log Z of float32[B, C, V] logits."""
   log_z = jax.nn.logsumexp(logits, axis=-1)
-  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  # Not a gather: the vocabulary may be cut over devices.
+  chosen = jnp.sum(jnp.where(_is_target(targets, logits), logits, 0.0), axis=-1)
   nll = jnp.sum(weights * (log_z - chosen))
   return nll + z_loss * jnp.sum(weights * log_z**2), nll, log_z
+
+
+def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:
+  words = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+  return targets[..., None] == words
 
 
 def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -110,7 +116,6 @@ def _summed_forward(
   z_loss: float,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
   narrow = kernel.astype(hidden.dtype)
-  V = kernel.shape[1]
 
   def step(carry: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
     loss_sum, nll_sum, kernel_grad = carry
@@ -120,7 +125,7 @@ def _summed_forward(
     # d loss / d logits = w (softmax (1 + 2 z log Z) - one_hot)
     scale = w * (1.0 + 2.0 * z_loss * log_z)
     soft = jnp.exp(logits - log_z[..., None]) * scale[..., None]
-    is_target = t[..., None] == jnp.arange(V, dtype=t.dtype)
+    is_target = _is_target(t, logits)
     grad = (soft - jnp.where(is_target, w[..., None], 0.0)).astype(h.dtype)
     h_grad = jnp.einsum('BCV,DV->BCD', grad, narrow)
     kernel_grad += jnp.einsum(

@@ -59,6 +59,8 @@ def check(settings: Settings, steps: int, axes: Params) -> None:
   for name in ('final_fraction', 'decay_fraction'):
     if not 0 <= getattr(settings, name) <= 1:
       raise ValueError(f'optimizer.{name} is a share, between 0 and 1')
+  if settings.eps <= 0:
+    raise ValueError('optimizer.eps must be positive')
   for name in ('learning_rate', 'weight_decay', 'clip_norm', 'z_loss'):
     if getattr(settings, name) < 0:
       raise ValueError(f'optimizer.{name} must not be negative')

@@ -17,7 +17,8 @@ from yi_jax.models import transformer
 from yi_jax.training import optimizer
 
 # What may differ between a run and its continuation: how far, how often and
-# where, not what is computed. Prefixes of 'section.key' names.
+# where. Another train.steps moves the end of the schedule, and so the rate of
+# what remains; every change is printed. Prefixes of 'section.key' names.
 FREE_KEYS = (
   'train.',
   'checkpoint.',
@@ -53,7 +54,8 @@ def defaults() -> dict[str, Any]:
       'root': 'data',
       # What is read, one of yi_jax.data.mixtures.
       'mixture': 'quickstart',
-      # Task name -> rate, instead of the mixture's own; {} keeps those.
+      # Task name -> rate, instead of the mixture's own. With none set, those
+      # are kept: --config.data.rates.en_books_plays=1 reads plays alone.
       'rates': {},
       # Folder name below ROOT/vocabularies, and its size in pieces when
       # `prepare` has to train it.
@@ -135,6 +137,8 @@ def base() -> Any:
   import ml_collections  # not on every accelerator image
   from ml_collections import config_dict
 
+  from yi_jax.data import mixtures
+
   config = ml_collections.ConfigDict(defaults())
   overrides = ml_collections.ConfigDict()
   for field in dataclasses.fields(model_config.ModelConfig):
@@ -142,6 +146,9 @@ def base() -> Any:
     kind = kind if kind in (int, float, bool, str) else tuple
     overrides[field.name] = config_dict.placeholder(kind)
   config.model.overrides = overrides
+  config.data.rates = ml_collections.ConfigDict(
+    {name: config_dict.placeholder(float) for name in mixtures.TASKS}
+  )
   return config.lock()
 
 
@@ -203,6 +210,12 @@ def resolve(config: Any) -> Run:
     section, name = key.split('.')
     if config[section][name] < 1:
       raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
+  for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor'):
+    section, name = key.split('.')
+    if config[section][name] < 0:
+      raise ValueError(f'{key} must not be negative')
+  if config['sample']['prompts'] and config['sample']['tokens'] < 1:
+    raise ValueError('sample.tokens must be at least 1')
   if data['batch_tokens'] % data['length']:
     raise ValueError(
       f'data.batch_tokens ({data["batch_tokens"]}) must be a multiple of '
