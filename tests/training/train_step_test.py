@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import subprocess
 import sys
 
@@ -255,3 +256,24 @@ def test_the_step_needs_only_jax_flax_optax_and_numpy():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert out.stdout.strip() == '[]'
+
+
+def test_a_yi_6b_step_holds_the_logits_of_a_chunk_at_most():
+  """The whole compiled step, cut over fsdp and tensor, one layer deep."""
+  config = run_config.defaults()
+  config['model']['preset'] = 'yi_6b'
+  config['model']['overrides'] |= dict(num_hidden_layers=1, remat='full')
+  config['data'] |= dict(length=4096, batch_tokens=8 * 4096)
+  run = run_config.resolve(config)
+  mesh = meshes.make_mesh(dict(fsdp=2, tensor=2))
+  compiled = train_step.make(run, mesh).lower().compile()
+  arrays = [
+    [int(size) for size in dims.split(',')]
+    for dims in re.findall(r'f32\[([\d,]+)\]', compiled.as_text())
+  ]
+  # [rows, positions, vocabulary]: V may be cut over the tensor axis.
+  logits = [a for a in arrays if len(a) == 3 and a[-1] in (32_000, 64_000)]
+  assert logits
+  assert max(math.prod(a) for a in logits) <= 8 * 128 * 64_000
+  flat = [a for a in arrays if len(a) == 2 and a[-1] in (32_000, 64_000)]
+  assert max(a[0] for a in flat) <= 4096  # the kernel, not 32,768 positions
