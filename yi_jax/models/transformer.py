@@ -219,17 +219,15 @@ class _Repeat(nn.Module):
       nn.share_scope(self, one)
       x_BTD, slots, _, aux = one(x_BTD, slots, context)
       return x_BTD, (slots, aux)
-    memories, new_slots, auxes = [], {}, {}
-    for i, spec in enumerate(c.layer_pattern):
-      borrowed = None if spec.kv_from is None else memories[spec.kv_from]
-      one = layer(c, spec, self.attention_fn, self.constrain, name=str(i))
-      x_BTD, kept, memory, aux = one(
-        x_BTD, slots.get(str(i), {}), context, borrowed
-      )
-      memories.append(memory)
-      new_slots[str(i)] = kept
-      auxes[str(i)] = aux
-    return x_BTD, (new_slots, auxes)
+    return _in_order(
+      c,
+      c.layer_pattern,
+      x_BTD,
+      slots,
+      context,
+      self.attention_fn,
+      self.constrain,
+    )
 
 
 class _Unrolled(nn.Module):
@@ -244,21 +242,44 @@ class _Unrolled(nn.Module):
     self, x_BTD: jax.Array, slots: dict, context: _Context
   ) -> tuple[jax.Array, tuple[dict, dict]]:
     c = self.config
-    layer = _remat(c)
-    memories, new_slots, auxes = [], {}, {}
-    for i in range(c.num_hidden_layers):
-      place = i % len(c.layer_pattern)
-      spec = c.layer_pattern[place]
-      owner = None if spec.kv_from is None else i - place + spec.kv_from
-      borrowed = None if owner is None else memories[owner]
-      one = layer(c, spec, self.attention_fn, self.constrain, name=str(i))
-      x_BTD, kept, memory, aux = one(
-        x_BTD, slots.get(str(i), {}), context, borrowed
-      )
-      memories.append(memory)
-      new_slots[str(i)] = kept
-      auxes[str(i)] = aux
-    return x_BTD, (new_slots, auxes)
+    return _in_order(
+      c,
+      c.layer_pattern * c.num_repeats,
+      x_BTD,
+      slots,
+      context,
+      self.attention_fn,
+      self.constrain,
+    )
+
+
+def _in_order(
+  config: config_lib.ModelConfig,
+  specs: tuple[config_lib.LayerSpec, ...],
+  x_BTD: jax.Array,
+  slots: dict,
+  context: _Context,
+  attention_fn: attention.AttentionFn,
+  constrain: Constrain,
+) -> tuple[jax.Array, tuple[dict, dict]]:
+  """Runs layers named 0, 1, … below the module that calls this.
+
+  Returns:
+    The stream, and the layers' new slots and losses by their names.
+  """
+  layer = _remat(config)
+  memories, new_slots, auxes = [], {}, {}
+  for i, spec in enumerate(specs):
+    borrowed = None
+    if spec.kv_from is not None:
+      borrowed = memories[i - i % len(config.layer_pattern) + spec.kv_from]
+    name = str(i)
+    one = layer(config, spec, attention_fn, constrain, name=name)
+    x_BTD, new_slots[name], memory, auxes[name] = one(
+      x_BTD, slots.get(name, {}), context, borrowed
+    )
+    memories.append(memory)
+  return x_BTD, (new_slots, auxes)
 
 
 def _remat(config: config_lib.ModelConfig) -> type[DecoderLayer]:
