@@ -118,6 +118,13 @@ def test_the_flags_decide_how_tokens_are_chosen(expected, run):
   assert run('--prompt=the', *argv, '--seed=6')[1] != f'the{text}\n'
 
 
+def test_a_text_ends_before_a_stop_id(trained, expected, run):
+  ids = trained[1].encode(expected(['the'], stop_ids=())[0])
+  [text] = expected(['the'], stop_ids=(ids[3], ids[5]))
+  argv = ['--prompt=the', '--temperature=0', f'--stop_ids={ids[3]},{ids[5]}']
+  assert run(*argv)[1] == f'the{text}\n'
+
+
 def test_an_empty_prompt_begins_a_text(expected, run):
   [text] = expected([''])
   assert run('--prompt=', '--temperature=0')[:2] == (0, f'{text}\n')
@@ -192,6 +199,7 @@ def test_more_tokens_than_positions_is_a_warning(run, caplog):
     (['--prompt=a', '--top_p=2'], 'top_p must be above 0 and up to 1, not 2.0'),
     (['--prompts_file=no.txt'], "No such file or directory: '"),
     (['--prompts_file=no.txt', '--batch_size=0'], 'batch_size must be at'),
+    (['--prompt=a', '--stop_ids=a,2'], "token ids such as 2,7, not 'a,2'"),
     (['--promt=a'], 'promt'),
   ],
 )

@@ -177,6 +177,11 @@ def test_the_seed_decides_and_equal_prompts_differ(dense):
   assert len(set(map(tuple, made(1)))) == 4
 
 
+def test_each_token_is_drawn_anew(dense):
+  [ids] = dense.generate(_prompts(5), 30, temperature=1e4, stop_ids=())
+  assert len(set(ids)) > 15
+
+
 def test_the_repetition_penalty_counts_prompt_and_continuation(dense):
   prompts = _prompts(8, 3)
   settings = dict(repetition_penalty=1e6, stop_ids=())

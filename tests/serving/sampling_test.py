@@ -132,6 +132,23 @@ def test_a_removed_token_is_never_drawn():
     assert np.all((drawn >= 250) & (drawn < 300)), number
 
 
+def test_rounding_draws_no_removed_token():
+  # Numbers next to where one block of the vocabulary ends and another begins:
+  # without care, one in ten lands on a removed token between them.
+  rows, blocks, width = 2000, 4, 256
+  draw = np.random.default_rng(0)
+  scores = np.full((rows, blocks, width), sampling.REMOVED, np.float32)
+  scores[:, :, 100:150] = draw.normal(size=(rows, blocks, 50)) * 2
+  ends = np.cumsum(np.exp(scores).sum(axis=2), axis=1)
+  for block in range(blocks):
+    share = (ends[:, block] / ends[:, -1]).astype(np.float32)
+    numbers = np.nextafter(share, np.float32(0))
+    drawn = sampling.pick(
+      jnp.asarray(scores.reshape(rows, -1)), jnp.asarray(numbers)
+    )
+    assert np.all((drawn % width >= 100) & (drawn % width < 150))
+
+
 def test_draws_follow_the_filtered_distribution():
   many = 6000
   scores, _ = _random(3, rows=1, size=40)

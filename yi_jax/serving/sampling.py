@@ -263,10 +263,11 @@ def pick(scores: jax.Array, uniform: jax.Array) -> jax.Array:
   target = uniform * ends[:, -1]
   block = jnp.sum(ends <= target[:, None], axis=-1, dtype=jnp.int32)
   rows = jnp.arange(B)
-  target -= ends[rows, block] - sums[rows, block]
+  # Rounding may carry the target before the block's first weight, or past its
+  # last one: neither may choose a token without any.
+  target = jnp.maximum(target - (ends[rows, block] - sums[rows, block]), 0)
   inside = weights[rows, block]
   place = jnp.sum(jnp.cumsum(inside, axis=-1) <= target[:, None], axis=-1)
-  # Rounding may carry the target past the last token that has any weight.
   last = jnp.max(jnp.where(inside > 0, jnp.arange(_BLOCK), 0), axis=-1)
   return block * _BLOCK + jnp.minimum(place, last).astype(jnp.int32)
 
