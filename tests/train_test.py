@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from yi_jax import app, prepare, train
-from yi_jax.data import prepared, vocabulary
+from yi_jax.data import mixtures, prepared, vocabulary
 from yi_jax.models import attention, transformer
 from yi_jax.sharding import mesh as meshes
 from yi_jax.training import (
@@ -93,8 +93,13 @@ def config_file(tmp_path_factory):
       (folder / f'{language}{number}.txt').write_text(''.join(lines))
   path = folder / 'run.py'
   path.write_text(_CONFIG.format(folder=folder))
+  before = dict(mixtures.TASKS)
   prepare.prepare(_config(path))
-  return path
+  yield path
+  # Another worker's share of these tests may come back here: a second setup
+  # registers the same names with another folder.
+  mixtures.TASKS.clear()
+  mixtures.TASKS.update(before)
 
 
 def _config(path, **changes):
