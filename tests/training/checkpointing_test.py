@@ -194,6 +194,18 @@ def test_when_none_can_be_read_nothing_starts_afresh(tmp_path):
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['1', '2']
 
 
+@pytest.mark.parametrize('content', ['', '{"format": ', '{}', '[]'])
+def test_when_no_manifest_can_be_read_that_is_said_of_each(tmp_path, content):
+  with pytest.raises(FileNotFoundError, match='no checkpoint in'):
+    checkpointing.newest_manifest(str(tmp_path))
+  for step in ('1', '2'):
+    folder = tmp_path / 'checkpoints' / step / 'manifest'
+    folder.mkdir(parents=True)
+    (folder / 'metadata').write_text(content)
+  with pytest.raises(OSError, match=r'can be read: 2 \(.*; 1 \('):
+    checkpointing.newest_manifest(str(tmp_path))
+
+
 def test_a_newer_format_is_refused_and_not_called_damaged(tmp_path):
   _save(tmp_path, [1, 2])
   path = tmp_path / 'checkpoints/2/manifest/metadata'

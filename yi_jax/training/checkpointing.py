@@ -308,16 +308,23 @@ def newest_manifest(workdir: str) -> dict[str, Any]:
   """Returns the newest readable manifest of a workdir.
 
   Raises:
-    FileNotFoundError: if there is none.
+    FileNotFoundError: if there is no checkpoint.
+    OSError: if there are some, but no manifest can be read.
   """
   folder = epath.Path(workdir) / 'checkpoints'
+  complaints = []
   for step in reversed(_steps(folder)):
     try:
       return read_manifest(folder / str(step))
     except NewerFormat:
       raise
-    except (OSError, ValueError, KeyError):
-      continue
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      complaints.append(f'{step} ({_first_line(error)})')
+  if complaints:
+    raise OSError(
+      f'no manifest in {folder} can be read: {"; ".join(complaints)}. Restore '
+      'a copy, or start again in another --workdir'
+    )
   raise FileNotFoundError(f'no checkpoint in {folder}')
 
 
