@@ -35,6 +35,9 @@ def test_minus_one_takes_what_is_left(sizes, want):
     (dict(fsdp=3), 'needs 3 devices; there are 4'),
     (dict(fsdp=-1, tensor=3), 'a multiple of 3 devices'),
     (dict(fsdp=0), 'must be positive'),
+    (dict(fsdp=2, context=2), 'mesh.context must be 1, not 2'),
+    (dict(expert=-1), 'mesh.expert must be 1'),
+    (dict(stage=4), 'mesh.stage must be 1'),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, message):

@@ -229,7 +229,6 @@ def test_the_update_overwrites_the_state_in_place():
   [
     ({'data': 4}, {'rows': 6}, '6 rows a step .* 4 devices'),
     ({'fsdp': 4}, {'accumulate_steps': 4}, '4 microbatches'),
-    ({'context': 3}, {}, 'multiple of mesh.context'),
   ],
 )
 def test_rows_that_cannot_be_divided_are_refused(sizes, changes, message):

@@ -6,6 +6,8 @@ context  one row cut along its length
 tensor   heads, MLP width and vocabulary
 expert   experts of a mixture
 stage    layers, one group after another
+
+Nothing is cut over context, expert and stage yet: their size is 1.
 """
 
 import difflib
@@ -17,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 AXES = ('data', 'fsdp', 'context', 'tensor', 'expert', 'stage')
+_UNUSED = ('context', 'expert', 'stage')
 
 
 def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
@@ -28,7 +31,8 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
     num_devices: how many devices there are.
 
   Raises:
-    ValueError: for an unknown axis, two -1, or sizes that do not fit.
+    ValueError: for an unknown axis, one that nothing is cut over, two -1, or
+      sizes that do not fit.
   """
   for name in sizes:
     if name not in AXES:
@@ -36,6 +40,12 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
       hint = f' Did you mean {near[0]!r}?' if near else ''
       raise ValueError(
         f'Unknown mesh axis {name!r}.{hint} Known: {", ".join(AXES)}'
+      )
+  for name in _UNUSED:
+    if sizes.get(name, 1) != 1:
+      raise ValueError(
+        f'mesh.{name} must be 1, not {sizes[name]}: nothing is cut over it '
+        'yet; use data, fsdp and tensor'
       )
   shape = [int(sizes.get(name, 1)) for name in AXES]
   if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
