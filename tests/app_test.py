@@ -104,6 +104,34 @@ def test_errors_of_the_program_are_not_hidden(config_file):
     )
 
 
+def test_the_workdir_keeps_where_an_error_came_from(tmp_path, capsys):
+  values = flags.FlagValues()
+  flags.DEFINE_string('workdir', None, 'the folder', flag_values=values)
+  example = '--workdir=runs/x'
+  errors = iter([ValueError('the first'), OSError('the second')])
+
+  def main():
+    raise next(errors)
+
+  def run(workdir):
+    argv = [f'--workdir={workdir}']
+    code = app.run(main, values, example=example, needs_config=False, argv=argv)
+    assert code == app.BAD_INPUT
+    return capsys.readouterr().err
+
+  path = tmp_path / 'error.txt'
+  assert run(tmp_path) == f'error: the first (traceback: {path})\n'
+  assert run(tmp_path) == f'error: the second (traceback: {path})\n'
+  kept = path.read_text()
+  assert kept.count('raise next(errors)') == 2
+  assert 'ValueError: the first' in kept
+  assert 'OSError: the second' in kept
+  # A workdir that is not there yet is not made for it.
+  errors = iter([ValueError('the third')])
+  assert run(tmp_path / 'new') == 'error: the third\n'
+  assert not (tmp_path / 'new').exists()
+
+
 def test_a_run_is_kept_below_runs_under_the_name_of_its_config(config_file):
   _, [(_, workdir)] = _run(f'--config={config_file}:large')
   assert workdir == str(paths.REPOSITORY / 'runs' / 'run_large')

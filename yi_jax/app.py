@@ -13,7 +13,9 @@ imported by one test) and hands them over:
 
 Verbs without a run config pass `needs_config=False` and a main() without
 arguments. ValueError and OSError mean that the input was bad: their message
-alone is shown, `error: ...`, with exit code 2; `--traceback` shows the rest.
+alone is shown, `error: ...`, with exit code 2; `--traceback` shows the rest,
+and WORKDIR/error.txt, where there is a workdir, keeps it: hours into a run the
+same errors may have come from anywhere.
 Keys of the config are changed with `--config.section.key=value`. A flag named
 `workdir` comes out absolute, and as runs/NAME of the config when not given.
 """
@@ -24,6 +26,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterable
@@ -124,7 +127,7 @@ def run(
   if {'--help', '-h', '-help'} & set(argv):
     print(_help(module, flag_values, f'{verb} {example}', needs_config))
     return 0
-  show_traceback = '--traceback' in argv
+  show_traceback, workdir = '--traceback' in argv, None
   try:
     config_spec, assignments, rest = _split(argv)
     arguments = ()
@@ -141,9 +144,8 @@ def run(
     if unknown:
       raise ValueError(f'{unknown[0]!r} is no flag; see --help')
     if 'workdir' in flag_values:
-      flag_values['workdir'].value = _workdir(
-        flag_values['workdir'].value, config_spec
-      )
+      workdir = _workdir(flag_values['workdir'].value, config_spec)
+      flag_values['workdir'].value = workdir
     flags.FLAGS.mark_as_parsed()  # libraries ask for flags of their own
     return main(*arguments) or 0
   except KeyboardInterrupt:
@@ -152,8 +154,22 @@ def run(
   except (ValueError, OSError, flags.Error) as error:
     if show_traceback:
       traceback.print_exc()
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {error}{_keep_traceback(workdir)}', file=sys.stderr)
     return BAD_INPUT
+
+
+def _keep_traceback(workdir: str | None) -> str:
+  """Adds the traceback to WORKDIR/error.txt, if there is one, and says so."""
+  if not workdir or not os.path.isdir(workdir):
+    return ''
+  path = os.path.join(workdir, 'error.txt')
+  try:
+    with open(path, 'a') as file:
+      file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}\n')
+      file.write(f'{traceback.format_exc()}\n')
+  except OSError:  # a full disk may be the very error
+    return ''
+  return f' (traceback: {path})'
 
 
 def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
