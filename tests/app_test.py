@@ -60,6 +60,7 @@ def test_overrides_keep_the_type_of_the_key(config_file):
   ('argument', 'message'),
   [
     ('--config.train.stepz=7', "no key 'stepz'; did you mean 'steps'?"),
+    ('--config.zzz=7', "no key 'zzz'; there are: prompts, rates, size, train"),
     ('--config.size.deep=7', 'config.size is a single value'),
     ('--config.train.steps=many', 'many'),
     ('--config.train.steps', '--config.train.steps needs a value'),

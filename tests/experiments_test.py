@@ -50,5 +50,5 @@ def test_pretraining_has_the_published_hyperparameters(name, rate):
 
 
 def test_an_unknown_preset_names_the_nearest():
-  with pytest.raises(ValueError, match="Did you mean 'yi_34b'"):
+  with pytest.raises(ValueError, match="did you mean 'yi_34b'"):
     app.load_config('experiments/pretrain.py:yi_34')

@@ -20,7 +20,6 @@ Keys of the config are changed with `--config.section.key=value`. A flag named
 `workdir` comes out absolute, and as runs/NAME of the config when not given.
 """
 
-import difflib
 import importlib.util
 import os
 import re
@@ -29,22 +28,16 @@ import textwrap
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from yi_jax import paths
+from yi_jax import paths, spelling
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code, as shells have it for Ctrl-C
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-  """Returns `; did you mean 'x'?`, or nothing if no known name is close."""
-  close = difflib.get_close_matches(name, list(known), n=1)
-  return f'; did you mean {close[0]!r}?' if close else ''
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
@@ -63,8 +56,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     folder = paths.REPOSITORY / 'experiments'
     known = [f'experiments/{p.name}' for p in sorted(folder.glob('*.py'))]
     raise FileNotFoundError(
-      f'no config file {path}'
-      + (nearest(name, known) or f'; there are: {", ".join(known)}')
+      f'no config file {path}{spelling.nearest(name, known)}'
     )
   module_spec = importlib.util.spec_from_file_location('run_config_file', path)
   module = importlib.util.module_from_spec(module_spec)
@@ -179,7 +171,7 @@ def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
     if not isinstance(node, ml_collections.ConfigDict):
       raise ValueError(f'{path} is a single value: there is no config.{key}')
     if part not in node:
-      hint = nearest(part, node) or f'; there are: {", ".join(sorted(node))}'
+      hint = spelling.nearest(part, sorted(node))
       raise ValueError(f'{path} has no key {part!r}{hint}')
     node, path = node[part], f'{path}.{part}'
 

@@ -117,7 +117,7 @@ def test_a_kernel_refuses_a_mask_it_does_not_know(name):
 
 
 def test_an_unknown_name_suggests_the_nearest():
-  with pytest.raises(ValueError, match="Did you mean 'blockwise'"):
+  with pytest.raises(ValueError, match="did you mean 'blockwise'"):
     attention.get('blokwise')
 
 

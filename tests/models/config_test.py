@@ -87,10 +87,10 @@ def test_a_config_survives_json():
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: config_lib.get_preset('yi_6'), "Did you mean 'yi_6b'"),
+    (lambda: config_lib.get_preset('yi_6'), "did you mean 'yi_6b'"),
     (
       lambda: config_lib.get_preset('tiny', rope_tetha=1e6),
-      "Did you mean 'rope_theta'",
+      "did you mean 'rope_theta'",
     ),
     (
       lambda: config_lib.get_preset('tiny', num_key_value_heads=3),

@@ -30,7 +30,7 @@ def test_minus_one_takes_what_is_left(sizes, want):
 @pytest.mark.parametrize(
   ('sizes', 'message'),
   [
-    (dict(fdsp=-1), "Did you mean 'fsdp'"),
+    (dict(fdsp=-1), "did you mean 'fsdp'"),
     (dict(fsdp=-1, data=-1), 'at most one -1'),
     (dict(fsdp=3), 'needs 3 devices; there are 4'),
     (dict(fsdp=-1, tensor=3), 'a multiple of 3 devices'),

@@ -55,13 +55,13 @@ def test_base_refuses_a_key_that_is_not_there():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'model__preset': 'yi_6bb'}, "Did you mean 'yi_6b'"),
-    ({'model__overrides__rope_thet': 1.0}, "Did you mean 'rope_theta'"),
+    ({'model__preset': 'yi_6bb'}, "did you mean 'yi_6b'"),
+    ({'model__overrides__rope_thet': 1.0}, "did you mean 'rope_theta'"),
     ({'model__overrides__num_key_value_heads': 3}, 'num_key_value_heads'),
     ({'data__length': 1024, 'data__batch_tokens': 4096}, '512 positions'),
     ({'data__batch_tokens': 4000}, 'multiple of data.length'),
     ({'data__vocabulary_size': 9000}, 'model.overrides.vocab_size'),
-    ({'train__stepz': 3}, 'did you mean train.steps'),
+    ({'train__stepz': 3}, "did you mean 'train.steps'"),
     ({'train__steps': 0}, 'train.steps must be at least 1'),
     ({'train__profile': '5'}, "'first-last'"),
     ({'train__profile': '5-3'}, "'first-last'"),

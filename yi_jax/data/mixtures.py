@@ -11,7 +11,7 @@ are full. Rates need not sum to one.
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from yi_jax import app
+from yi_jax import spelling
 from yi_jax.data import files, sources
 
 # Tokens of Yi's pretraining data by kind, in units of 0.1 B, read off the chart
@@ -126,7 +126,7 @@ TASKS = {task.name: task for task in (*_local_tasks(), *_LARGE)}
 def get(name: str) -> Task:
   """Returns a task by name; ValueError names the nearest."""
   if name not in TASKS:
-    raise ValueError(f'no task {name!r}{app.nearest(name, TASKS)}')
+    raise ValueError(f'no task {name!r}{spelling.nearest(name, TASKS)}')
   return TASKS[name]
 
 
@@ -222,7 +222,9 @@ def rates(
     ValueError: for unknown names, a negative rate, or rates that are all 0.
   """
   if mixture not in MIXTURES:
-    raise ValueError(f'no mixture {mixture!r}{app.nearest(mixture, MIXTURES)}')
+    raise ValueError(
+      f'no mixture {mixture!r}{spelling.nearest(mixture, MIXTURES)}'
+    )
   given = {k: v for k, v in (override or {}).items() if v is not None}
   found = given or dict(MIXTURES[mixture])
   for name, rate in found.items():

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-from yi_jax import app, paths
+from yi_jax import app, paths, spelling
 from yi_jax.data import atomic
 
 REQUIREMENTS = paths.REPOSITORY / 'requirements-data.txt'
@@ -121,7 +121,7 @@ def in_groups(groups: Iterable[str]) -> list[Package]:
   groups = list(groups)
   for group in groups:
     if group not in known:
-      hint = app.nearest(group, known) or f'; there are: {sorted(known)}'
+      hint = spelling.nearest(group, sorted(known))
       raise ValueError(f'no group {group!r} of raw data{hint}')
   return [p for p in packages().values() if set(groups) & set(p.groups)]
 

@@ -31,7 +31,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 
-from yi_jax import app
+from yi_jax import spelling
 from yi_jax.data import raw
 
 # Of the readers below and of the data set made with them: raise it when the
@@ -148,7 +148,7 @@ def read(
 def get(name: str) -> Source:
   """Returns a source by name; ValueError names the nearest."""
   if name not in SOURCES:
-    raise ValueError(f'no source {name!r}{app.nearest(name, SOURCES)}')
+    raise ValueError(f'no source {name!r}{spelling.nearest(name, SOURCES)}')
   return SOURCES[name]
 
 

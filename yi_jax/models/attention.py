@@ -16,11 +16,12 @@ as an argument, so that kernels and meshes can change without touching it:
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from yi_jax import spelling
 
 # float32, finite: a row that sees nothing then averages instead of giving NaN.
 MASKED = -1e30
@@ -197,9 +198,5 @@ def get(name: str = 'auto') -> AttentionFn:
     'auto': by_backend.get(jax.default_backend(), blockwise.blockwise),
   }
   if name not in known:
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise ValueError(
-      f'Unknown attention {name!r}.{hint} Known: {", ".join(known)}'
-    )
+    raise ValueError(f'no attention {name!r}{spelling.nearest(name, known)}')
   return known[name]

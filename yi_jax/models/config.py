@@ -8,8 +8,9 @@ and are therefore spelled out for every preset, never inherited silently.
 """
 
 import dataclasses
-import difflib
 from typing import Any
+
+from yi_jax import spelling
 
 ATTENTIONS = ('full', 'sliding')
 REMATS = ('none', 'full', 'dots', 'offload')
@@ -165,10 +166,7 @@ class ModelConfig:
 
 
 def _unknown(what: str, name: str, known: Any) -> str:
-  known = list(known)
-  near = difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
-  hint = f' Did you mean {near[0]!r}?' if near else ''
-  return f'Unknown {what} {name!r}.{hint} Known: {", ".join(known)}'
+  return f'no {what} {name!r}{spelling.nearest(name, known)}'
 
 
 _6B = ModelConfig(

@@ -10,13 +10,14 @@ stage    layers, one group after another
 Nothing is cut over context, expert and stage yet: their size is 1.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.sharding import AxisType
+
+from yi_jax import spelling
 
 AXES = ('data', 'fsdp', 'context', 'tensor', 'expert', 'stage')
 _UNUSED = ('context', 'expert', 'stage')
@@ -36,11 +37,7 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
   """
   for name in sizes:
     if name not in AXES:
-      near = difflib.get_close_matches(name, AXES, 1)
-      hint = f' Did you mean {near[0]!r}?' if near else ''
-      raise ValueError(
-        f'Unknown mesh axis {name!r}.{hint} Known: {", ".join(AXES)}'
-      )
+      raise ValueError(f'no mesh axis {name!r}{spelling.nearest(name, AXES)}')
   for name in _UNUSED:
     if sizes.get(name, 1) != 1:
       raise ValueError(

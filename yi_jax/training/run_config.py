@@ -7,11 +7,11 @@ but `base`: a script on a bare accelerator image uses `defaults` directly.
 """
 
 import dataclasses
-import difflib
 import json
 import re
 from typing import Any
 
+from yi_jax import spelling
 from yi_jax.models import config as model_config
 from yi_jax.models import transformer
 from yi_jax.training import optimizer
@@ -312,9 +312,8 @@ def _check_keys(
   """Raises ValueError for a key too many or too few."""
   for key in config:
     if key not in known:
-      close = difflib.get_close_matches(key, known, 1)
-      hint = f'; did you mean {path}{close[0]}?' if close else ''
-      raise ValueError(f'unknown config key {path}{key}{hint}')
+      hint = spelling.nearest(f'{path}{key}', [f'{path}{k}' for k in known])
+      raise ValueError(f'no config key {path}{key}{hint}')
   for key, value in known.items():
     if key not in config:
       raise ValueError(f'config key {path}{key} is missing')
