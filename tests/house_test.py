@@ -28,7 +28,8 @@ _MAY_IMPORT = {
   'models': set(),
   'sharding': {'models'},
   'data': {'app', 'paths'},
-  'training': {'models', 'sharding', 'data', 'paths'},
+  'checkpoints': {'models', 'data', 'paths'},
+  'training': {'models', 'sharding', 'data', 'checkpoints', 'paths'},
   'serving': {'models', 'sharding', 'data', 'paths'},
 }
 _FOR_ALL = {'spelling'}

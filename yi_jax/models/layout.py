@@ -6,7 +6,7 @@ layers), an unrolled one has `layers/LAYER/self_attn/...`. Decoding on CPU wants
 separate arrays: slices of a stacked one are copies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ def unroll(
 
   Args:
     config: the model.
-    params: its parameter tree, of jax or numpy arrays.
+    params: its parameter tree, of jax or numpy arrays, or other leaves whose
+      x[i] is a layer.
 
   Returns:
     (config with scan_layers=False, params). NumPy slices share memory.
@@ -40,13 +41,16 @@ def unroll(
 
 
 def stack(
-  config: config_lib.ModelConfig, params: dict[str, Any]
+  config: config_lib.ModelConfig,
+  params: dict[str, Any],
+  join: Callable[[Sequence[Any]], Any] | None = None,
 ) -> tuple[config_lib.ModelConfig, dict[str, Any]]:
   """Returns the model with stacked layers; unchanged if it has those.
 
   Args:
     config: the model.
     params: its parameter tree, of jax or numpy arrays.
+    join: stacks the layers where leaves are no arrays.
 
   Returns:
     (config with scan_layers=True, params).
@@ -60,7 +64,9 @@ def stack(
       params['layers'][str(i)]
       for i in range(place, config.num_hidden_layers, width)
     ]
-    places[str(place)] = jax.tree.map(lambda *xs: _stack(xs), *repeats)
+    places[str(place)] = jax.tree.map(
+      lambda *xs: (join or _stack)(xs), *repeats
+    )
   layers = places['0'] if width == 1 else places
   return config.replace(scan_layers=True), {**params, 'layers': layers}
 
