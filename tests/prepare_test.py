@@ -91,6 +91,7 @@ def config(tmp_path):
         'root': str(tmp_path / 'data'),
         'mixture': 'quickstart',
         'rates': {'en_books_tiny': 0.6, 'zh_other_tiny': 0.4},
+        'stages': (),
         'vocabulary': 'tiny',
         'vocabulary_size': 350,
         'length': 16,
@@ -150,7 +151,7 @@ def test_held_out_bytes_are_counted_and_enough(texts, config):
     assert opened.documents[task] == len(documents)
     assert 900 <= opened.bytes[task] < 1_400
   assert opened.languages == {'en_books_tiny': 'en', 'zh_other_tiny': 'zh'}
-  assert opened.rates == {'en_books_tiny': 0.6, 'zh_other_tiny': 0.4}
+  assert opened.stages == [(0, {'en_books_tiny': 0.6, 'zh_other_tiny': 0.4})]
 
 
 def test_the_held_out_text_is_there_for_xz_and_others(texts, config):
@@ -378,6 +379,45 @@ def test_a_task_of_rate_0_is_evaluated_but_not_read(texts, config):
   assert (
     'zh_other_tiny' in prepared.open_prepared(config.data, 'heldout').readers
   )
+
+
+def test_later_stages_read_tasks_of_their_own(texts, config):
+  config.data.rates = {'en_books_tiny': 1.0}
+  # 161 tokens: the first row after them, of 16 each.
+  both = {'en_books_tiny': 0.5, 'zh_other_tiny': 0.5}
+  config.data.stages = ((161, {'zh_other_tiny': 3}), (1600.0, both))
+  prepare.prepare(config)
+  opened = prepared.open_prepared(config.data, 'train')
+  assert opened.stages == [
+    (0, {'en_books_tiny': 1.0, 'zh_other_tiny': 0.0}),
+    (11, {'en_books_tiny': 0.0, 'zh_other_tiny': 3}),
+    (100, both),
+  ]
+  assert set(opened.readers) == {'en_books_tiny', 'zh_other_tiny'}
+
+
+@pytest.mark.parametrize(
+  ('stages', 'message'),
+  [
+    ((160, {'en_books_tiny': 1}), 'data.stages is .*160 cannot follow row 0'),
+    (((160, 0.5),), r'\(160, 0.5\) cannot follow'),
+    (((160, {}),), 'cannot follow'),
+    (((0, {'en_books_tiny': 1}),), 'rise from above 0'),
+    ((('x', {'en_books_tiny': 1}),), 'first token'),
+    (
+      ((161, {'en_books_tiny': 1}), (170, {'zh_other_tiny': 1})),
+      'cannot follow row 11',
+    ),
+    (((160, {'en_books_tinny': 1}),), "did you mean 'en_books_tiny'"),
+    (((160, {'en_books_tiny': -1}),), 'en_books_tiny is negative'),
+    (((160, {'en_books_tiny': 'x'}),), 'en_books_tiny is no number'),
+    (((160, {'en_books_tiny': 0}),), 'all rates are 0'),
+  ],
+)
+def test_stages_that_make_no_sense_are_refused(texts, config, stages, message):
+  config.data.stages = stages
+  with pytest.raises(ValueError, match=message):
+    prepare.prepare(config)
 
 
 @pytest.mark.parametrize('shard', ['1/1', '-1/2', 'x', '2'])

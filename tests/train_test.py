@@ -28,6 +28,7 @@ from yi_jax.training import (
   faults,
   metrics,
   run_config,
+  train_step,
 )
 
 _CONFIG = """
@@ -324,6 +325,7 @@ def test_a_finished_run_is_not_run_again(whole, config_file, capsys):
     ({'data__vocabulary': 'other'}, 'yi_jax.prepare'),
     ({'data__batch_tokens': 32 * 6}, '6 rows a step .* 4 devices'),
     ({'mesh__data': 3}, 'devices'),
+    ({'data__stages': ((9, {'en_other_test': 1.0}),)}, 'data.stages = '),
   ],
 )
 def test_what_cannot_go_on_is_refused(whole, config_file, changes, message):
@@ -373,9 +375,17 @@ def test_a_diverging_run_stops_with_its_steps_and_keeps_what_was_saved(
 
 
 def test_a_run_starts_from_the_weights_of_another_and_is_profiled(
-  whole, config_file, tmp_path
+  whole, config_file, tmp_path, monkeypatch
 ):
   config = _config(config_file, train__steps=3, train__profile='2-3')
+  # After the 256 tokens of a step, Chinese alone.
+  config.data.stages = ((256, {'zh_other_test': 1}),)
+  batches, put = [], train_step.put_batch
+  monkeypatch.setattr(
+    train_step,
+    'put_batch',
+    lambda rows, *rest: batches.append(rows) or put(rows, *rest),
+  )
   config.init_from = str(whole[0])
   config.optimizer.warmup_steps = 1
   assert _train(config, tmp_path) == 0
@@ -385,3 +395,9 @@ def test_a_run_starts_from_the_weights_of_another_and_is_profiled(
   assert after[0]['loss'] == pytest.approx(before[-1]['loss'], abs=0.3)
   assert after[0]['step'] == 1
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  rows = prepared.open_prepared(config.data, 'train').readers['zh_other_test']
+  chinese = {int(rows[i]['row_id']) for i in range(len(rows))}
+  read = [set(batch['row_id'].tolist()) for batch in batches[:3]]
+  assert read[0] & chinese
+  assert read[0] - chinese
+  assert read[1] | read[2] <= chinese

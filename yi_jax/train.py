@@ -156,7 +156,7 @@ def train(
   )
   loader = data_loader.Loader(
     texts.readers,
-    texts.rates,
+    texts.stages,
     batch_size=run.rows,
     seed=config.seed,
     rows_consumed=rows_before,
@@ -183,7 +183,7 @@ def train(
         model=run.model,
         vocabulary_hash=texts.vocabulary_hash,
         rows_consumed=rows,
-        rates=texts.rates,
+        rates=texts.stages[0][1],
         rows=texts.keys,
         seconds=seconds,
       ),
@@ -256,9 +256,11 @@ def _start(
   # 1. An earlier part of this very run.
   if checkpoints.steps():
     manifest = checkpointing.newest_manifest(workdir)
-    changed = run_config.refuse_other_run(manifest['run'], identity)
+    changed = run_config.refuse_other_run(
+      manifest['run'], identity, manifest['rows_consumed'] * run.length
+    )
     checkpointing.refuse_other_vocabulary(manifest, texts.vocabulary_hash)
-    checkpointing.refuse_other_data(manifest, texts.rates, texts.keys)
+    checkpointing.refuse_other_data(manifest, texts.stages[0][1], texts.keys)
     state, manifest, complaints = checkpoints.restore(
       train_state.abstract(run, mesh)
     )

@@ -73,7 +73,7 @@ def _opened(config: Any, first_row: int) -> tuple[loader.Loader, float]:
   texts = prepared.open_prepared(config.data, 'train')
   rows = loader.Loader(
     texts.readers,
-    texts.rates,
+    texts.stages,
     batch_size=_BATCH,
     seed=0,
     rows_consumed=first_row,

@@ -50,6 +50,7 @@ def config(root):
         'root': str(root),
         'mixture': 'quickstart',
         'rates': {'en_books_plays': 1.0, 'zh_web_tiny': 1.0},
+        'stages': (),
         'vocabulary': 'tiny',
         'vocabulary_size': 350,
         'length': 16,

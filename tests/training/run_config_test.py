@@ -2,6 +2,7 @@
 
 import pytest
 
+from yi_jax import app
 from yi_jax.models import config as model_config
 from yi_jax.training import run_config
 
@@ -45,6 +46,15 @@ def test_base_holds_the_defaults_and_takes_overrides_of_every_type():
     num_hidden_layers=2,
     tie_word_embeddings=True,
   )
+
+
+def test_stages_can_be_set_on_the_command_line():
+  config = app.override(
+    run_config.base(),
+    ["data.stages=((600_000, {'zh_other_law': 1}), (7e5, {'en_web_c4': 2}))"],
+  )
+  want = ((600_000, {'zh_other_law': 1}), (700_000, {'en_web_c4': 2}))
+  assert config.data.stages == want
 
 
 def test_base_refuses_a_key_that_is_not_there():
@@ -103,7 +113,7 @@ def test_a_run_may_go_on_further_elsewhere_and_with_a_larger_batch():
       model__overrides__remat='full',
     )
   )
-  changed = run_config.refuse_other_run(saved, now)
+  changed = run_config.refuse_other_run(saved, now, 0)
   assert 'data.batch_tokens changed: 4096 -> 8192' in changed
   assert len(changed) == 7
 
@@ -123,10 +133,19 @@ def test_a_run_may_go_on_further_elsewhere_and_with_a_larger_batch():
 def test_what_makes_another_run_is_refused_by_name(changes, key):
   saved = _identity(run_config.defaults())
   with pytest.raises(ValueError, match=f'another run, with {key} = '):
-    run_config.refuse_other_run(saved, _identity(_with(**changes)))
+    run_config.refuse_other_run(saved, _identity(_with(**changes)), 0)
 
 
 def test_the_same_model_named_otherwise_is_the_same_run():
   saved = _identity(run_config.defaults())
   now = _identity(_with(model__overrides__num_hidden_layers=4))
-  assert run_config.refuse_other_run(saved, now) == []
+  assert run_config.refuse_other_run(saved, now, 0) == []
+
+
+def test_only_stages_that_have_not_begun_may_change():
+  saved = _identity(_with(data__stages=((1000, {'a': 1.0}), (5000, {'b': 1}))))
+  now = _identity(_with(data__stages=((1000, {'a': 1.0}), (6000, {'a': 2}))))
+  (line,) = run_config.refuse_other_run(saved, now, 5000)
+  assert line.startswith('data.stages changed: ')
+  with pytest.raises(ValueError, match='another run, with data.stages = '):
+    run_config.refuse_other_run(saved, now, 5001)

@@ -159,7 +159,8 @@ def write_index(
       entries[name][split] = {
         key: sum(fact[key] for fact in facts) for key in (*_FACTS, 'rows')
       }
-    if not entries[name]['train']['rows'] and prepared.rates(data)[name]:
+    is_read = any(rates[name] for _, rates in prepared.stages(data))
+    if is_read and not entries[name]['train']['rows']:
       raise ValueError(
         f'task {name} has no training text, all of it is held out: set its '
         'rate to 0 or lower data.heldout_fraction'

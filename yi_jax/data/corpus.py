@@ -16,7 +16,6 @@ from yi_jax.data import (
   atomic,
   files,
   heldout,
-  mixtures,
   prepared,
   progress,
   raw,
@@ -53,7 +52,7 @@ class Corpus:
     self._raw = prepared.root(data) / 'raw'
     self._tfds = prepared.root(data) / 'tfds'
     self._registered = False
-    self.tasks = {name: mixtures.get(name) for name in prepared.rates(data)}
+    self.tasks = prepared.tasks(data)
     used = [task.source for task in self.tasks.values() if task.source]
     if used:
       self._build(used)

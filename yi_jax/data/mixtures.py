@@ -219,7 +219,8 @@ def rates(
       rate. A rate of 0 keeps a task's held-out text in the evaluation.
 
   Raises:
-    ValueError: for unknown names, a negative rate, or rates that are all 0.
+    ValueError: for unknown names, a rate that is negative or no number, or
+      rates that are all 0.
   """
   if mixture not in MIXTURES:
     raise ValueError(
@@ -229,6 +230,8 @@ def rates(
   found = given or dict(MIXTURES[mixture])
   for name, rate in found.items():
     get(name)
+    if not isinstance(rate, int | float):
+      raise ValueError(f'the rate of {name} is no number: {rate!r}')
     if rate < 0:
       raise ValueError(f'the rate of {name} is negative: {rate}')
   if not any(found.values()):

@@ -17,6 +17,7 @@ length, split or raw file has other rows, and what is there is never stale.
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ class Prepared:
 
   Attributes:
     readers: task -> rows; all tasks of the mixture that have any.
-    rates: task -> share of the rows that training reads; may be 0.
+    stages: first row of the run, and the rates from there on, see `stages`.
     vocabulary_hash: of the vocabulary that made the rows.
     languages: task -> 'en', 'zh', 'code' or another.
     bytes: task -> UTF-8 bytes of exactly the documents in these rows.
@@ -45,7 +46,7 @@ class Prepared:
   """
 
   readers: dict[str, rows.RowReader]
-  rates: dict[str, float]
+  stages: list[tuple[int, dict[str, float]]]
   vocabulary_hash: str
   languages: dict[str, str]
   bytes: dict[str, int]
@@ -96,7 +97,7 @@ def open_prepared(data: Any, split: str) -> Prepared:
     sizes[name] = entry[split]['bytes']
   return Prepared(
     readers=readers,
-    rates=rates(data),
+    stages=stages(data),
     vocabulary_hash=index['vocabulary_hash'],
     languages={name: mixtures.get(name).language for name in index['tasks']},
     bytes=sizes,
@@ -106,9 +107,43 @@ def open_prepared(data: Any, split: str) -> Prepared:
   )
 
 
-def rates(data: Any) -> dict[str, float]:
-  """Returns the rates of a run's config, by task."""
-  return mixtures.rates(data.mixture, dict(data.rates))
+def stages(data: Any) -> list[tuple[int, dict[str, float]]]:
+  """Returns what a run reads from which of its rows on.
+
+  Example: with rates {'a': 1}, length 100 and stages ((1000, {'b': 1}),)
+  it is [(0, {'a': 1, 'b': 0}), (10, {'a': 0, 'b': 1})].
+
+  Args:
+    data: the data section of a run's config.
+
+  Returns:
+    (first row, task -> share of the rows) of each stage, the first at row 0;
+    the tasks are the same in all, and a share may be 0.
+
+  Raises:
+    ValueError: for an unknown task, or rates or stages that make no sense.
+  """
+  found = [(0, mixtures.rates(data.mixture, dict(data.rates)))]
+  for stage in data.stages:
+    try:
+      first_token, rates = stage
+      row, rates = math.ceil(first_token / data.length), dict(rates)
+    except (TypeError, ValueError, OverflowError):
+      row, rates = 0, {}
+    if row <= found[-1][0] or not rates:
+      raise ValueError(
+        'data.stages is ((first token, {task: rate, ...}), ...), with first '
+        f'tokens that rise from above 0; {stage!r} cannot follow row '
+        f'{found[-1][0]:,}'
+      )
+    found.append((row, mixtures.rates(data.mixture, rates)))
+  tasks = {task: 0.0 for _, rates in found for task in rates}
+  return [(row, {**tasks, **rates}) for row, rates in found]
+
+
+def tasks(data: Any) -> dict[str, mixtures.Task]:
+  """Returns the tasks of a run's config, by name."""
+  return {name: mixtures.get(name) for name in stages(data)[0][1]}
 
 
 def root(data: Any) -> pathlib.Path:
@@ -141,7 +176,7 @@ def wanted(data: Any) -> dict[str, Any]:
     'format': _FORMAT,
     'reads': {
       name: (task.source, task.tfds, task.split, task.pattern, task.column)
-      for name, task in ((name, mixtures.get(name)) for name in rates(data))
+      for name, task in tasks(data).items()
     },
     'vocabulary': data.vocabulary,
     'vocabulary_size': data.vocabulary_size,

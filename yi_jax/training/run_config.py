@@ -57,6 +57,9 @@ def defaults() -> dict[str, Any]:
       # Task name -> rate, instead of the mixture's own. With none set, those
       # are kept: --config.data.rates.en_books_plays=1 reads plays alone.
       'rates': {},
+      # Other rates later in the run: ((first token, {task: rate, ...}), ...),
+      # tokens counted over the whole run. A stage reads nothing but its tasks.
+      'stages': (),
       # Folder name below ROOT/vocabularies, and its size in pieces when
       # `prepare` has to train it.
       'vocabulary': 'quickstart',
@@ -280,12 +283,16 @@ def identity(config: Any, run: Run) -> dict[str, Any]:
   return json.loads(json.dumps(flat))
 
 
-def refuse_other_run(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def refuse_other_run(
+  saved: dict[str, Any], now: dict[str, Any], tokens: int
+) -> list[str]:
   """Compares a checkpoint's `identity` with this run's.
 
   Args:
     saved: from the checkpoint; a key that only one of both has is not compared.
     now: of this run.
+    tokens: what the checkpoint's run has read; stages that begin later may
+      change.
 
   Returns:
     One line for each free key that has changed.
@@ -297,7 +304,12 @@ def refuse_other_run(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
   for key in sorted(saved.keys() & now.keys()):
     if saved[key] == now[key]:
       continue
-    if not key.startswith(FREE_KEYS):
+    if key == 'data.stages':
+      begun = [[s for s in run[key] if s[0] < tokens] for run in (saved, now)]
+      free = begun[0] == begun[1]
+    else:
+      free = key.startswith(FREE_KEYS)
+    if not free:
       raise ValueError(
         f'the workdir holds another run, with {key} = {saved[key]!r}; here it '
         f'is {now[key]!r}. Set it back, or take another --workdir'
