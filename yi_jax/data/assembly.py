@@ -168,7 +168,7 @@ def write_index(
     parts[task.language] += [shard / 'heldout.txt' for shard in shards]
   keys = {name: job.folder.name for name, job in jobs.items()}
   folder = prepared.heldout_folder(data, keys)
-  xz, texts = {}, {}
+  xz = {}
   for language, paths in parts.items():
     size = sum(
       entry['heldout']['bytes']
@@ -177,13 +177,11 @@ def write_index(
     )
     path = folder / f'{language}.txt'
     _concatenate(paths, path)
-    texts[language] = str(path.relative_to(prepared.root(data)))
     xz[language] = _xz_bits_per_byte(path, size) if size else None
   index = {
     **prepared.wanted(data),
     'vocabulary_hash': vocabulary_hash,
     'tasks': entries,
-    'heldout_text': texts,
     'xz': xz,
   }
   content = json.dumps(index, indent=2, ensure_ascii=False)

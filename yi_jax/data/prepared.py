@@ -40,7 +40,6 @@ class Prepared:
     vocabulary_hash: of the vocabulary that made the rows.
     languages: task -> 'en', 'zh', 'code' or another.
     bytes: task -> UTF-8 bytes of exactly the documents in these rows.
-    documents: task -> number of documents.
     xz: language -> bits per byte of `xz -9e` on the held-out text.
     keys: task -> hash of all that made its rows.
   """
@@ -50,7 +49,6 @@ class Prepared:
   vocabulary_hash: str
   languages: dict[str, str]
   bytes: dict[str, int]
-  documents: dict[str, int]
   xz: dict[str, float]
   keys: dict[str, str]
 
@@ -82,7 +80,7 @@ def open_prepared(data: Any, split: str) -> Prepared:
     raise ValueError(
       f'{file} has changed since the rows were made; run yi_jax.prepare again'
     )
-  readers, documents, sizes = {}, {}, {}
+  readers, sizes = {}, {}
   for name, entry in index['tasks'].items():
     shards = finished_shards(rows_folder(data, name) / entry['key'])
     if not shards:
@@ -93,7 +91,6 @@ def open_prepared(data: Any, split: str) -> Prepared:
     reader = rows.RowReader([shard / split for shard in shards])
     if len(reader):
       readers[name] = reader
-    documents[name] = entry[split]['documents']
     sizes[name] = entry[split]['bytes']
   return Prepared(
     readers=readers,
@@ -101,7 +98,6 @@ def open_prepared(data: Any, split: str) -> Prepared:
     vocabulary_hash=index['vocabulary_hash'],
     languages={name: mixtures.get(name).language for name in index['tasks']},
     bytes=sizes,
-    documents=documents,
     xz=index['xz'],
     keys={name: entry['key'] for name, entry in index['tasks'].items()},
   )
