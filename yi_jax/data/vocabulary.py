@@ -9,6 +9,9 @@ Special pieces have Yi's ids 0-8 and are control pieces here: no text becomes
 one by itself, so that a user who types '<|im_end|>' does not end a turn. Where
 a template wants them, it says `allow_special=True` or takes `special_ids`.
 Models with user-defined ChatML pieces (Yi's own) are read the same way.
+
+This is the tokenizer of what is trained here and of Yi's checkpoints; those of
+other checkpoints have the same interface, `tokenizer.Tokenizer`.
 """
 
 import codecs
@@ -18,12 +21,12 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from yi_jax.data import atomic
+from yi_jax.data import atomic, tokenizer_files
 
 UNK, BOS, EOS = 0, 1, 2
 # Ids 3 to 8, in this order.
@@ -37,7 +40,7 @@ CONTROL = (
 )
 SPECIAL = ('<unk>', '<|startoftext|>', '<|endoftext|>', *CONTROL)
 
-MODEL_FILE = 'tokenizer.model'
+MODEL_FILE = tokenizer_files.MODEL_FILE
 MANIFEST_FILE = 'manifest.json'
 
 # Ours. The most frequent characters of the sample become pieces until they
@@ -59,16 +62,25 @@ class Vocabulary:
     unk_id, bos_id, eos_id: 0, 1 and 2; padding is 0, as byte fallback leaves
       no text that would need <unk>.
     special_ids: piece -> id of the special pieces.
+    stop_ids: ids that end a text or a turn of a chat.
+    chat_template: Jinja text that `save` writes, or None for a base model.
     hash: sha256 of the model file, hex; checkpoints and rows remember it.
     proto: the model file, as other tools read it.
   """
 
-  def __init__(self, proto: bytes, name: str = 'the vocabulary') -> None:
+  def __init__(
+    self,
+    proto: bytes,
+    name: str = 'the vocabulary',
+    facts: tokenizer_files.Facts | None = None,
+  ) -> None:
     """Takes the content of a SentencePiece model file.
 
     Args:
       proto: the content.
       name: for messages.
+      facts: what stands beside the file in a checkpoint's folder; tokens that
+        it adds or renames become pieces.
 
     Raises:
       ValueError: if it is no such file, or its settings are not Yi's.
@@ -82,6 +94,9 @@ class Vocabulary:
       ) from error
     if not model.pieces:
       raise ValueError(f'{name} is empty or no SentencePiece model')
+    facts = facts or tokenizer_files.Facts()
+    if _add_pieces(model, facts.added, name):
+      proto = model.SerializeToString()
     _check_settings(model, name)
     self.proto = proto
     self.hash = hashlib.sha256(proto).hexdigest()
@@ -93,6 +108,9 @@ class Vocabulary:
         self.special_ids[piece.piece] = index
         if piece.type == _PIECE.USER_DEFINED:
           piece.type = _PIECE.CONTROL
+    self.stop_ids = tokenizer_files.stop_ids(facts, self.special_ids)
+    self.chat_template = facts.chat_template
+    self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(
       model_proto=model.SerializeToString()
     )
@@ -117,7 +135,7 @@ class Vocabulary:
         special = self.special_ids.get(part)
         ids += self.encode(part) if special is None else [special]
       return ids
-    _check_text(text)
+    check_text(text)
     return self._processor.encode(text)
 
   def encode_batch(
@@ -125,7 +143,7 @@ class Vocabulary:
   ) -> list[list[int]]:
     """Returns `encode` of each text, on several threads."""
     for text in texts:
-      _check_text(text)
+      check_text(text)
     return self._processor.encode(list(texts), num_threads=threads)
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -141,6 +159,34 @@ class Vocabulary:
   def stream(self) -> 'Stream':
     """Returns a decoder that takes ids one by one."""
     return Stream(self._lookup)
+
+  def save(self, folder: pathlib.Path | str) -> None:
+    """Writes tokenizer.model, tokenizer.json and tokenizer_config.json.
+
+    Transformers, vLLM and the converter of llama.cpp read the same ids out of
+    them as `encode` gives.
+
+    Args:
+      folder: is made if it is not there.
+    """
+    tokenizer_files.write(
+      pathlib.Path(folder),
+      {
+        MODEL_FILE: self.proto,
+        tokenizer_files.JSON_FILE: tokenizer_files.sentencepiece_json(
+          self._model, self.special_ids
+        ),
+      },
+      tokenizer_class='LlamaTokenizer',
+      special_ids=self.special_ids,
+      facts=tokenizer_files.Facts(
+        bos=SPECIAL[BOS],
+        eos=SPECIAL[EOS],
+        unk=SPECIAL[UNK],
+        pad=SPECIAL[UNK],  # as Yi's; byte fallback leaves it free
+        chat_template=self.chat_template,
+      ),
+    )
 
   def _lookup(self, index: int) -> bytes:
     if not 0 <= index < self.size:
@@ -165,11 +211,14 @@ class Stream:
     return self._decoder.decode(b'', final=True)
 
 
-def load(path: pathlib.Path | str) -> Vocabulary:
+def load(
+  path: pathlib.Path | str, facts: tokenizer_files.Facts | None = None
+) -> Vocabulary:
   """Reads a vocabulary.
 
   Args:
     path: tokenizer.model, or the folder that holds it.
+    facts: see Vocabulary.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -179,10 +228,10 @@ def load(path: pathlib.Path | str) -> Vocabulary:
   file = path / MODEL_FILE if path.is_dir() else path
   if not file.is_file():
     raise FileNotFoundError(f'no vocabulary: there is no {file}')
-  found = Vocabulary(file.read_bytes(), str(file))
+  found = Vocabulary(file.read_bytes(), str(file), facts)
   manifest = file.with_name(MANIFEST_FILE)
   if manifest.is_file():
-    expected = json.loads(manifest.read_text())['hash']
+    expected = tokenizer_files.read_json(manifest).get('hash', found.hash)
     if expected != found.hash:
       raise ValueError(
         f'{file} is damaged: it is not the file that {manifest.name} describes; '
@@ -285,6 +334,37 @@ def _explain(error: str, size: int) -> None:
     )
 
 
+def _add_pieces(
+  model: sentencepiece_model_pb2.ModelProto,
+  added: Mapping[int, tuple[str, bool]],
+  name: str,
+) -> bool:
+  """Adds and renames pieces in place; returns whether there were any.
+
+  Fine-tuned checkpoints often have a few tokens beyond the model file.
+
+  Raises:
+    ValueError: if the ids leave a gap.
+  """
+  changed = False
+  for index in sorted(added):
+    text, special = added[index]
+    if index > len(model.pieces):
+      raise ValueError(
+        f'{name} has {len(model.pieces)} pieces, and a token is added as '
+        f'{index} ({text!r}), which leaves a gap; see tokenizer_config.json '
+        'beside it'
+      )
+    if index == len(model.pieces):
+      model.pieces.add()
+    piece = model.pieces[index]
+    if piece.piece != text:
+      piece.piece = text
+      piece.type = _PIECE.CONTROL if special else _PIECE.USER_DEFINED
+      changed = True
+  return changed
+
+
 def _check_settings(
   model: sentencepiece_model_pb2.ModelProto, name: str
 ) -> None:
@@ -305,7 +385,7 @@ def _check_settings(
     raise ValueError(f'{name} is no vocabulary of Yi: {"; ".join(problems)}')
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
   """Raises ValueError unless a string is Unicode text."""
   try:
     text.encode('utf-8')
