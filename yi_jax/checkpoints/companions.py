@@ -36,13 +36,17 @@ def put(source: Any, folder: pathlib.Path) -> None:
   """
   config, settings = {}, {}
   if isinstance(source, str | pathlib.Path):
-    source = pathlib.Path(source)
-    for name in _FILES:
-      if (source / name).is_file():
-        shutil.copyfile(source / name, folder / name)
-    config = tokenizer_files.read_json(source / hf_config.CONFIG_FILE)
-    settings = tokenizer_files.read_json(source / hf_config.GENERATION_FILE)
-  elif source is not None:
+    place = pathlib.Path(source)
+    config = tokenizer_files.read_json(place / hf_config.CONFIG_FILE)
+    settings = tokenizer_files.read_json(place / hf_config.GENERATION_FILE)
+    source = None
+    if (place / tokenizer_files.CONFIG_FILE).is_file():
+      for name in _FILES:
+        if (place / name).is_file():
+          shutil.copyfile(place / name, folder / name)
+    else:  # a bare tokenizer: others would guess its settings, and wrongly
+      source, _ = open_tokenizer(place)
+  if source is not None:
     source.save(folder)
   settings = hf_config.generation(config, settings, _ids(folder))
   write_json(folder / hf_config.GENERATION_FILE, settings)

@@ -12,7 +12,7 @@ shall be, so that no more than a few are in host memory.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from yi_jax.checkpoints import (
@@ -152,7 +152,8 @@ def save_pretrained(
   path = pathlib.Path(path)
   tree = lazy.astype(lazy.from_params(config, params), dtype)
   naming.from_params(config, tree)  # mistakes before anything is written
-  with atomic.new_folder(path) as folder:
+  lock = path.with_name(f'.{path.name}.lock')
+  with atomic.locked(lock, remove=True), atomic.new_folder(path) as folder:
     write(folder, config, tree, tokenizer, shard_bytes=shard_bytes)
 
 
@@ -163,7 +164,6 @@ def write(
   tokenizer: Any = None,
   *,
   shard_bytes: int = SHARD_BYTES,
-  written: Callable[[int], None] = lambda size: None,
 ) -> None:
   """Writes the files of a checkpoint into a folder, as `save_pretrained`.
 
@@ -173,7 +173,6 @@ def write(
     tree: its parameters.
     tokenizer: see `save_pretrained`.
     shard_bytes: see `save_pretrained`.
-    written: is called with the bytes of each tensor once it is written.
   """
   tensors = naming.from_params(config, tree)
   companions.put(tokenizer, folder)
@@ -184,7 +183,7 @@ def write(
   companions.write_json(folder / hf_config.CONFIG_FILE, values)
   shards = _cut(tensors, shard_bytes)
   for name, shard in shards.items():
-    safetensors_files.write(folder / name, shard, {'format': 'pt'}, written)
+    safetensors_files.write(folder / name, shard, {'format': 'pt'})
   if len(shards) > 1:
     index = {
       'metadata': {'total_size': sum(x.nbytes for x in tensors.values())},

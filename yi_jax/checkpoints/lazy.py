@@ -8,9 +8,10 @@ tensor or two in memory, whatever the size of the model, and every format
 (safetensors, PyTorch, GGUF, Orbax) is a source as soon as it yields leaves.
 """
 
+import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -182,7 +183,7 @@ def from_params(config: model_config.ModelConfig, params: Any) -> LazyTree:
   Args:
     config: the model.
     params: nested dict of NumPy arrays or of jax arrays, wherever those are:
-      they are fetched one by one, stacked ones layer by layer.
+      they are fetched one by one, stacked ones layer by layer. Leaves stay.
 
   Raises:
     ValueError: for an array of which other processes hold parts, or that is
@@ -190,6 +191,8 @@ def from_params(config: model_config.ModelConfig, params: Any) -> LazyTree:
   """
 
   def wrap(path: Any, x: Any) -> Leaf | Stack:
+    if isinstance(x, Leaf | Stack):
+      return x
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     if isinstance(x, jax.ShapeDtypeStruct):
       raise ValueError(f'{name} has a shape but no numbers: it is not loaded')
@@ -242,6 +245,37 @@ def astype(tree: LazyTree, dtype: Any) -> LazyTree:
   if jnp.dtype(dtype).name not in DTYPES:
     raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, not {dtype}')
   return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def watch(tree: LazyTree, seen: Callable[[np.ndarray], None]) -> LazyTree:
+  """Returns a tree that shows each array, or layer of one, as it is read."""
+
+  def look(numbers: np.ndarray) -> np.ndarray:
+    seen(numbers)
+    return numbers
+
+  def wrap(leaf: Leaf | Stack) -> Leaf | Stack:
+    if isinstance(leaf, Stack):
+      return Stack([part.map(look) for part in leaf.parts])
+    return leaf.map(look)
+
+  return jax.tree.map(wrap, tree)
+
+
+def read_ahead(arrays: Iterable[Leaf]) -> Iterator[np.ndarray]:
+  """Reads arrays in their order, each while the caller works on the one before.
+
+  Two are in memory, not counting what the caller keeps.
+  """
+  with concurrent.futures.ThreadPoolExecutor(1) as reader:
+    before = None
+    for leaf in arrays:
+      after = reader.submit(leaf.read)
+      if before is not None:
+        yield before.result()
+      before = after
+    if before is not None:
+      yield before.result()
 
 
 def load(tree: LazyTree, shardings: Any = None) -> dict[str, Any]:

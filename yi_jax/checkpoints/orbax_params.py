@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
@@ -23,19 +22,14 @@ from yi_jax.checkpoints import lazy
 _CONTEXT = ts.Context({'cache_pool': {'total_bytes_limit': 0}})
 
 
-def write(
-  folder: pathlib.Path,
-  tree: lazy.LazyTree,
-  written: Callable[[np.ndarray], None] = lambda numbers: None,
-) -> None:
+def write(folder: pathlib.Path, tree: lazy.LazyTree) -> None:
   """Writes a tree; the folder appears when it is whole.
 
   Args:
     folder: of the item, absolute; it may not be there.
     tree: the parameters.
-    written: is called with each array, or layer of one, that was written.
   """
-  handler = _LeafHandler(written)
+  handler = _LeafHandler()
   registry = ocp.type_handlers.create_type_handler_registry(
     (lazy.Leaf, handler), (lazy.Stack, handler)
   )
@@ -96,9 +90,8 @@ def read(folder: pathlib.Path, stacked: Callable[[str], bool]) -> lazy.LazyTree:
 class _LeafHandler(ocp.type_handlers.NumpyHandler):
   """Writes leaves where Orbax would write arrays of NumPy."""
 
-  def __init__(self, written: Callable[[np.ndarray], None]) -> None:
+  def __init__(self) -> None:
     super().__init__(deepcopy_host_arrays=False)
-    self._written = written
     self._alone = asyncio.Lock()
 
   async def _open_and_write(
@@ -110,9 +103,7 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
     )
     async with self._alone:
       if isinstance(value, lazy.Leaf):
-        numbers = value.read()
-        await store.write(numbers)
-        self._written(numbers)
+        await store.write(value.read())
         return
       before = None  # is written while the next layer is read
       for i in range(len(value.parts)):
@@ -120,7 +111,6 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
         if before is not None:
           await before
         before = store[i].write(numbers)
-        self._written(numbers)
       await before
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -63,16 +63,14 @@ def write(
   path: pathlib.Path,
   tensors: Mapping[str, lazy.Leaf],
   metadata: Mapping[str, str] | None = None,
-  written: Callable[[int], None] = lambda size: None,
 ) -> None:
-  """Writes tensors to a file, one in memory at a time.
+  """Writes tensors to a file, a few in memory at a time.
 
   Args:
     path: of the file, which becomes visible as it grows: name it so that nobody
       takes it for whole.
     tensors: by name; they stand in the file in this order.
     metadata: strings for the header. transformers wants {'format': 'pt'}.
-    written: is called with the bytes of each tensor once it is written.
 
   Raises:
     OSError: if the file cannot be written.
@@ -91,11 +89,10 @@ def write(
   text += b' ' * (-len(text) % 8)  # so that the data are aligned
   with open(path, 'wb') as file:
     file.write(struct.pack('<Q', len(text)) + text)
-    for leaf in tensors.values():
-      numbers = np.ascontiguousarray(leaf.read())
+    arrays = lazy.read_ahead(tensors.values())
+    for leaf, numbers in zip(tensors.values(), arrays, strict=True):
       assert (numbers.shape, numbers.dtype) == (leaf.shape, leaf.dtype)
-      file.write(numbers.reshape(-1).view(np.uint8).data)
-      written(numbers.nbytes)
+      file.write(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data)
     file.flush()
     os.fsync(file.fileno())
 

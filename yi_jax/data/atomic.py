@@ -12,24 +12,41 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path, remove: bool = False) -> Iterator[None]:
   """Waits until no other process holds `path`, and holds it in the block.
 
   Args:
     path: file whose only purpose is to be locked; made if needed.
+    remove: whether it goes with the last who held it.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      print(f'another process works in {path.parent}; waiting for it')
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+  while True:
+    with open(path, 'w') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError:
+        print(f'another process works in {path.parent}; waiting for it')
+        fcntl.flock(file, fcntl.LOCK_EX)
+      if not _is_at(file, path):
+        continue  # the one before removed it: this lock keeps nobody out
+      try:
+        yield
+      finally:
+        if remove:
+          path.unlink()
+      return
+
+
+def _is_at(file: IO[Any], path: pathlib.Path) -> bool:
+  """Returns whether an open file is the one that has this name now."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
 
 
 @contextlib.contextmanager

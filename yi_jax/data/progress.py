@@ -1,8 +1,9 @@
-"""What `prepare` says: a line a stage, one every few seconds, and why it ended."""
+"""What long work says: a line a stage, one every few seconds, and why it ended."""
 
 import contextlib
 import errno
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -45,6 +46,48 @@ class Progress:
       self._stage,
       f'{self._name}: {self._documents:,} documents, {megabytes:.1f} MB, '
       f'{seconds:.1f} s, {megabytes / max(seconds, 1e-3):.1f} MB/s{remark}',
+    )
+
+
+class Bar:
+  """Shows how much of a known number of bytes is done, and when it will be."""
+
+  def __init__(self, stage: str, total: int) -> None:
+    """Starts the clock.
+
+    Args:
+      stage: what is done.
+      total: bytes.
+    """
+    self._stage, self._total, self._done = stage, total, 0
+    self._started = self._told = time.monotonic()
+    # One line that changes for a person, now and then a new one for a log.
+    self._live = sys.stdout.isatty()
+
+  def add(self, size: int) -> None:
+    """Counts bytes."""
+    self._done += size
+    now = time.monotonic()
+    if now - self._told > (0.2 if self._live else _SECONDS):
+      self._told = now
+      print(self._line(), end='\r' if self._live else '\n', flush=True)
+
+  def end(self) -> None:
+    """Tells the totals."""
+    seconds = max(time.monotonic() - self._started, 1e-3)
+    rate = self._done / 1e6 / seconds
+    text = f'{self._done / 1e9:.2f} GB in {seconds:.1f} s, {rate:.0f} MB/s'
+    tell(self._stage, f'{text:<60}')
+
+  def _line(self) -> str:
+    seconds = max(time.monotonic() - self._started, 1e-3)
+    share = min(self._done / max(self._total, 1), 1)
+    left = seconds * (1 - share) / max(share, 1e-6)
+    bar = '#' * round(20 * share)
+    return (
+      f'{self._stage:>10}  [{bar:<20}] {share:4.0%} of '
+      f'{self._total / 1e9:.2f} GB, {self._done / 1e6 / seconds:.0f} MB/s, '
+      f'{left:.0f} s left   '
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -84,7 +85,10 @@ class Checkpointer:
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          params=ocp.args.StandardSave(parts['params']),
+          params=ocp.args.StandardSave(
+            parts['params'],
+            save_args=_chunks(parts['params'], manifest['layout']),
+          ),
           progress=ocp.args.StandardSave(parts['progress']),
           manifest=ocp.args.JsonSave(manifest),
         ),
@@ -305,7 +309,12 @@ def _shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def newest_manifest(workdir: str) -> dict[str, Any]:
-  """Returns the newest readable manifest of a workdir.
+  """Returns the newest readable manifest of a workdir; see `newest`."""
+  return newest(workdir)[1]
+
+
+def newest(workdir: str) -> tuple[int, dict[str, Any]]:
+  """Returns step and manifest of the newest checkpoint that has a readable one.
 
   Raises:
     FileNotFoundError: if there is no checkpoint.
@@ -315,7 +324,7 @@ def newest_manifest(workdir: str) -> dict[str, Any]:
   complaints = []
   for step in reversed(_steps(folder)):
     try:
-      return read_manifest(folder / str(step))
+      return step, read_manifest(folder / str(step))
     except NewerFormat:
       raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -479,6 +488,17 @@ def _digest(tree: Any) -> jax.Array:
   return total
 
 
+def digest_of_floats(numbers: np.ndarray) -> int:
+  """Returns `_digest` of an array as float32, without a device.
+
+  Parameters are restored as float32, whatever type they are stored in.
+  """
+  if numbers.dtype.name == 'bfloat16':  # the upper half of a float32
+    return int(numbers.view(np.uint16).sum(dtype=np.uint64)) * 2**16 % 2**32
+  bits = numbers.astype(np.float32, copy=False).view(np.uint32)
+  return int(bits.sum(dtype=np.uint64)) % 2**32
+
+
 def _parts(state: train_state.TrainState) -> dict[str, Any]:
   fields = {
     field.name: getattr(state, field.name)
@@ -486,6 +506,18 @@ def _parts(state: train_state.TrainState) -> dict[str, Any]:
   }
   params = fields.pop('params')
   return {'params': params, 'progress': fields}
+
+
+def _chunks(params: dict[str, Any], layout_name: str) -> dict[str, Any]:
+  """Returns how the parameters are cut on disk: stacked ones layer by layer.
+
+  So they can be exported layer by layer, whatever their size.
+  """
+  whole, layers = ocp.SaveArgs(), ocp.SaveArgs(shard_axes=(0,))
+  cuts = jax.tree.map(lambda _: whole, params)
+  if layout_name == 'scanned':
+    cuts['layers'] = jax.tree.map(lambda _: layers, params['layers'])
+  return cuts
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

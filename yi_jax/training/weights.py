@@ -1,0 +1,167 @@
+"""Weights without a run: imported ones, and those that another run starts from.
+
+An imported checkpoint is a workdir with one checkpoint, of step 0, that has
+parameters and a manifest but nothing else of a training state; the tokenizer's
+files stand beside it. `load_params`, `generate` and `init_from` read it as they
+read a run's.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from yi_jax.checkpoints import companions, hf, lazy, orbax_params
+from yi_jax.models import config as model_config
+from yi_jax.models import transformer
+from yi_jax.sharding import rules
+from yi_jax.training import checkpointing
+
+
+def save(
+  workdir: pathlib.Path,
+  config: model_config.ModelConfig,
+  tree: lazy.LazyTree,
+  *,
+  vocabulary_hash: str,
+  origin: dict[str, Any],
+) -> None:
+  """Writes parameters as the checkpoint of step 0 of a workdir.
+
+  Args:
+    workdir: absolute; the checkpoint may not be there.
+    config: the model.
+    tree: its parameters, read one after the other.
+    vocabulary_hash: of the tokenizer, '' if there is none.
+    origin: where they come from, JSON types only.
+  """
+  total = 0
+
+  def count(numbers: np.ndarray) -> None:
+    nonlocal total
+    total += checkpointing.digest_of_floats(numbers)
+
+  folder = workdir / 'checkpoints' / '0'
+  folder.mkdir(parents=True)
+  orbax_params.write(folder / 'params', lazy.watch(tree, count))
+  manifest = checkpointing.manifest(
+    identity=origin,
+    model=config,
+    vocabulary_hash=vocabulary_hash,
+    rows_consumed=0,
+    rates={},
+    rows={},
+    seconds=0.0,
+  )
+  manifest['digests'] = {'params': total % 2**32}
+  (folder / 'manifest').mkdir()
+  (folder / 'manifest' / 'metadata').write_text(json.dumps(manifest))
+
+
+def open_checkpoint(
+  workdir: str, step: int | None = None
+) -> tuple[model_config.ModelConfig, lazy.LazyTree, dict[str, Any]]:
+  """Opens the parameters of a workdir; they are read when they are needed.
+
+  Args:
+    workdir: of a run or of an imported checkpoint.
+    step: which checkpoint; None takes the newest with a readable manifest.
+
+  Returns:
+    (model config, lazy tree in the types of the file, manifest).
+
+  Raises:
+    FileNotFoundError: if there is no such checkpoint.
+    OSError: if it cannot be read.
+  """
+  if step is None:
+    step, manifest = checkpointing.newest(workdir)
+  else:
+    folder = epath.Path(workdir) / 'checkpoints' / str(step)
+    manifest = checkpointing.read_manifest(folder)
+  config = model_config.ModelConfig.from_dict(manifest['model'])
+  folder = pathlib.Path(workdir, 'checkpoints', str(step), 'params')
+  try:
+    tree = orbax_params.read(
+      folder, lambda name: config.scan_layers and name.startswith('layers/')
+    )
+  except Exception as error:  # whatever the storage library throws
+    raise OSError(f'{folder} cannot be read: {error}') from error
+  expected = transformer.abstract_params(config)
+  if jax.tree.structure(tree) != jax.tree.structure(expected):
+    raise OSError(f'{folder} does not hold the parameters of its manifest')
+  return config, tree, manifest
+
+
+def describe(source: str) -> dict[str, Any]:
+  """Returns what weights say about themselves: model and vocabulary_hash.
+
+  Args:
+    source: a workdir, or a folder of Hugging Face's kind.
+
+  Raises:
+    OSError: if there is no checkpoint, or one without tokenizer.
+    ValueError: if it is of another architecture.
+  """
+  if not _is_hf(source):
+    return checkpointing.newest_manifest(source)
+  words, reason = companions.open_tokenizer(pathlib.Path(source))
+  if words is None:
+    raise OSError(f'nobody can tell what the token ids mean: {reason}')
+  return {
+    'model': hf.read_config(source).to_dict(),
+    'vocabulary_hash': words.hash,
+  }
+
+
+def load_into(
+  source: str, config: model_config.ModelConfig, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """Loads weights as those of a model.
+
+  Args:
+    source: a workdir, or a folder of Hugging Face's kind.
+    config: the model here.
+    mesh: where the parameters shall be.
+
+  Raises:
+    OSError: if there is no checkpoint, or it cannot be read.
+    ValueError: if the weights do not fit, naming one.
+  """
+  if not _is_hf(source):
+    return checkpointing.load_into(source, config, mesh)
+  found = hf.read_config(source, config.scan_layers)
+  checkpointing.refuse_other_weights({'model': found.to_dict()}, config)
+  places = rules.shardings(
+    mesh, transformer.param_axes(config), transformer.abstract_params(config)
+  )
+  return hf.load_pretrained(
+    source, 'float32', places, scan_layers=config.scan_layers
+  )[1]
+
+
+def differences(
+  found: dict[str, Any], config: model_config.ModelConfig
+) -> list[str]:
+  """Returns a line for each number that weights were trained with but not here.
+
+  Another base of RoPE, say, is what lengthening the context is about, and
+  otherwise a mistake that no shape would show.
+
+  Args:
+    found: from `describe`.
+    config: the model here.
+  """
+  theirs = model_config.ModelConfig.from_dict(found['model'])
+  return [
+    f'{name} was {getattr(theirs, name):g}, here it is {getattr(config, name):g}'
+    for name in ('rope_theta', 'rms_norm_eps')
+    if getattr(theirs, name) != getattr(config, name)
+  ]
+
+
+def _is_hf(source: str) -> bool:
+  return '://' not in source and hf.is_checkpoint(source)
