@@ -131,7 +131,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _scores_of_block(
+def _weights_of_block(
   q_HR: jax.Array,
   k_CH: jax.Array,
   mask: attention.Mask,
@@ -139,12 +139,29 @@ def _scores_of_block(
   stop: int,
   lo: int,
 ) -> jax.Array:
-  """float32[B, K, C, R] for R = G·Q queries, those not seen far below."""
-  hi = lo + k_CH.shape[2]
-  part = mask.slice(slice(start, stop), slice(lo, hi))
-  seen = part.visible(stop - start, hi - lo, start, lo).swapaxes(1, 2)
-  seen = jnp.tile(seen, (1, 1, q_HR.shape[3] // (stop - start)))[:, None]
-  return jnp.where(seen, _product(k_CH, q_HR), attention.MASKED)
+  """Exponentials of one block's scores, none above 1.
+
+  Args:
+    q_HR: [B, K, H, G·Q], scaled.
+    k_CH: [B, K, C, H].
+    mask: of the whole rows.
+    start: first query of the block.
+    stop: query after its last.
+    lo: first of the C keys.
+
+  Returns:
+    float32[B, K, C, G·Q], not yet divided by each query's sum.
+  """
+  Q, C = stop - start, k_CH.shape[2]
+  part = mask.slice(slice(start, stop), slice(lo, lo + C))
+  seen = part.visible(Q, C, start, lo).swapaxes(1, 2)[:, None, :, None]
+  scores = _product(k_CH, q_HR)
+  # With G apart, the mask repeats over an outer axis and loops stay vectors.
+  scores = scores.reshape(*scores.shape[:3], -1, Q)
+  scores = jnp.where(seen, scores, attention.MASKED)
+  top = jnp.max(scores, axis=2, keepdims=True)
+  weights = jnp.exp(scores - top)
+  return weights.reshape(*weights.shape[:3], -1)
 
 
 def _rows_of_block(x: jax.Array, start: int, stop: int) -> jax.Array:
@@ -165,40 +182,40 @@ def _unrolled_forward(
 ) -> tuple[jax.Array, tuple]:
   B, K, G, T, H = q.shape
   v_HS = v.swapaxes(2, 3)
-  outs, lses = [], []
+  outs, totals = [], []
   for start in range(0, T, block):
     stop = min(start + block, T)
     lo, hi = _key_range(start, stop, k.shape[2], mask)
     q_HR = _rows_of_block(q, start, stop)
-    scores = _scores_of_block(q_HR, k[:, :, lo:hi], mask, start, stop, lo)
-    lse = jax.nn.logsumexp(scores, axis=2, keepdims=True)
-    weights = jnp.exp(scores - lse).astype(v.dtype)
-    out_HR = _product(v_HS[:, :, :, lo:hi], weights)
+    weights = _weights_of_block(q_HR, k[:, :, lo:hi], mask, start, stop, lo)
+    total = jnp.sum(weights, axis=2, keepdims=True)
+    # Divided by the sum here, where H numbers a query are left of C.
+    out_HR = _product(v_HS[:, :, :, lo:hi], weights.astype(v.dtype)) / total
     out = out_HR.reshape(B, K, H, G, stop - start)
     outs.append(jnp.moveaxis(out, 2, -1))
-    lses.append(lse)
+    totals.append(total)
   out = jnp.concatenate(outs, axis=3).astype(q.dtype)
-  return out, (q, k, v, mask, out, lses)
+  return out, (q, k, v, mask, out, totals)
 
 
 def _unrolled_backward(block: int, saved: tuple, out_grad: jax.Array) -> tuple:
-  q, k, v, mask, out, lses = saved
+  q, k, v, mask, out, totals = saved
   B, K, G, T, H = q.shape
   k_HS = k.swapaxes(2, 3)
   delta = _delta(out, out_grad)[..., None]
   q_grads = []
   k_grad = jnp.zeros(k.shape, jnp.float32)
   v_grad = jnp.zeros(v.shape, jnp.float32)
-  for start, lse in zip(range(0, T, block), lses, strict=True):
+  for start, total in zip(range(0, T, block), totals, strict=True):
     stop = min(start + block, T)
     lo, hi = _key_range(start, stop, k.shape[2], mask)
     q_HR, grad_HR, delta_1R = (
       _rows_of_block(x, start, stop) for x in (q, out_grad, delta)
     )
-    scores = _scores_of_block(q_HR, k[:, :, lo:hi], mask, start, stop, lo)
-    weights = jnp.exp(scores - lse)
+    weights = _weights_of_block(q_HR, k[:, :, lo:hi], mask, start, stop, lo)
+    grad_HR = (grad_HR / total).astype(q.dtype)
     weight_grad = _product(v[:, :, lo:hi], grad_HR)
-    score_grad = (weights * (weight_grad - delta_1R)).astype(q.dtype)
+    score_grad = (weights * (weight_grad - delta_1R / total)).astype(q.dtype)
     dv = _product(weights.astype(v.dtype), grad_HR.swapaxes(2, 3))
     dk = _product(score_grad, q_HR.swapaxes(2, 3))
     dq = _product(k_HS[:, :, :, lo:hi], score_grad)

@@ -57,6 +57,35 @@ def _unpinned(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return x
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[..., D] times [D, F], with a backward pass that suits the platform."""
+  return x @ kernel
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple:
+  return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved: tuple, grad: jax.Array) -> tuple:
+  x, kernel = saved
+
+  def flat(x: jax.Array, grad: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1]).T @ grad.reshape(-1, grad.shape[-1])
+
+  def whole(x: jax.Array, grad: jax.Array) -> jax.Array:
+    return jnp.einsum('...D,...F->DF', x, grad)
+
+  # XLA:CPU transposes both operands of a sum over several axes, element by
+  # element (a tenth of a step); elsewhere it need not, and T may be cut over
+  # devices, which no longer shows in a flat one.
+  kernel_grad = jax.lax.platform_dependent(x, grad, cpu=flat, default=whole)
+  return grad @ kernel.T, kernel_grad
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(nn.Module):
   """A product with a [in, out] kernel, and a bias if asked for."""
 
@@ -74,7 +103,7 @@ class Linear(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
     )
-    y = x @ kernel.astype(x.dtype)
+    y = _product(x, kernel.astype(x.dtype))
     if self.use_bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
       bias = self.param('bias', zeros, (self.features,), jnp.float32)
@@ -164,8 +193,11 @@ class MLP(nn.Module):
     wide = (c.intermediate_size, ('embed', 'mlp'), c)
     gate_BTF = Linear(*wide, name='gate_proj')(x_BTD)
     up_BTF = Linear(*wide, name='up_proj')(x_BTD)
+    # Only its two inputs are kept for the backward pass: making the rest again
+    # is cheaper than storing it.
+    gated = jax.checkpoint(lambda gate, up: nn.silu(gate) * up)
     y_BTF = self.constrain(
-      nn.silu(gate_BTF) * up_BTF,
+      gated(gate_BTF, up_BTF),
       ('activation_batch', 'activation_length', 'activation_mlp'),
     )
     return Linear(c.hidden_size, ('mlp', 'embed'), c, name='down_proj')(y_BTF)

@@ -10,6 +10,7 @@ twice, and [B, T, V] never exists.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,15 +67,49 @@ def cross_entropy(
   }
 
 
+class _Chunk(NamedTuple):
+  """What one chunk of logits gives.
+
+  Attributes:
+    loss: its weighted sum, z-loss included.
+    nll: the same without z-loss.
+    exponentials: [B, C, V], none above 1; times `inverse` they are the softmax.
+    inverse: [B, C], one over their sum.
+    log_z: [B, C], log of the softmax's normaliser.
+  """
+
+  loss: jax.Array
+  nll: jax.Array
+  exponentials: jax.Array
+  inverse: jax.Array
+  log_z: jax.Array
+
+
 def _chunk_loss(
   logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Loss sum, nll sum and log Z of float32[B, C, V] logits."""
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  # Not a gather: the vocabulary may be cut over devices.
-  chosen = jnp.sum(jnp.where(_is_target(targets, logits), logits, 0.0), axis=-1)
+) -> _Chunk:
+  """Takes float32[B, C, V] logits; exponentials are made once."""
+  top = jnp.max(logits, axis=-1, keepdims=True)
+  exponentials = jnp.exp(logits - top)
+  total = jnp.sum(exponentials, axis=-1)
+  log_z = top[..., 0] + jnp.log(total)
+  # A gather where it is the faster; elsewhere a sum, as the vocabulary may be
+  # cut over devices.
+  chosen = jax.lax.platform_dependent(
+    logits, targets, cpu=_gathered, default=_summed_up
+  )
   nll = jnp.sum(weights * (log_z - chosen))
-  return nll + z_loss * jnp.sum(weights * log_z**2), nll, log_z
+  loss = nll + z_loss * jnp.sum(weights * log_z**2)
+  return _Chunk(loss, nll, exponentials, 1 / total, log_z)
+
+
+def _gathered(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _summed_up(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  chosen = jnp.where(_is_target(targets, logits), logits, 0.0)
+  return jnp.sum(chosen, axis=-1)
 
 
 def _is_target(targets: jax.Array, logits: jax.Array) -> jax.Array:
@@ -100,8 +135,8 @@ def _summed(
 
   def step(sums: tuple, chunk: tuple) -> tuple[tuple, None]:
     h, t, w = chunk
-    loss, nll, _ = _chunk_loss(_logits(h, narrow), t, w, z_loss)
-    return (sums[0] + loss, sums[1] + nll), None
+    made = _chunk_loss(_logits(h, narrow), t, w, z_loss)
+    return (sums[0] + made.loss, sums[1] + made.nll), None
 
   zero = jnp.zeros((), jnp.float32)
   sums, _ = jax.lax.scan(step, (zero, zero), (hidden, targets, weights))
@@ -121,17 +156,18 @@ def _summed_forward(
     loss_sum, nll_sum, kernel_grad = carry
     h, t, w = chunk
     logits = _logits(h, narrow)
-    loss, nll, log_z = _chunk_loss(logits, t, w, z_loss)
+    made = _chunk_loss(logits, t, w, z_loss)
     # d loss / d logits = w (softmax (1 + 2 z log Z) - one_hot)
-    scale = w * (1.0 + 2.0 * z_loss * log_z)
-    soft = jnp.exp(logits - log_z[..., None]) * scale[..., None]
+    scale = w * (1.0 + 2.0 * z_loss * made.log_z) * made.inverse
+    soft = made.exponentials * scale[..., None]
     is_target = _is_target(t, logits)
     grad = (soft - jnp.where(is_target, w[..., None], 0.0)).astype(h.dtype)
     h_grad = jnp.einsum('BCV,DV->BCD', grad, narrow)
     kernel_grad += jnp.einsum(
       'BCD,BCV->DV', h, grad, preferred_element_type=jnp.float32
     )
-    return (loss_sum + loss, nll_sum + nll, kernel_grad), h_grad
+    sums = loss_sum + made.loss, nll_sum + made.nll
+    return (*sums, kernel_grad), h_grad
 
   zero = jnp.zeros((), jnp.float32)
   start = (zero, zero, jnp.zeros(kernel.shape, jnp.float32))
