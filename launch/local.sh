@@ -193,14 +193,17 @@ enter() {
 
 # A training step on CPU writes fresh buffers of tens of MB. glibc would map each
 # anew, and its page faults cost more than the arithmetic (docs/benchmarks.md):
-# keep freed memory, in huge pages where the kernel grants them on request.
+# keep freed memory, in huge pages where the kernel grants them on request. The
+# caches of small chunks are off because they hold the scraps that aligning a
+# buffer leaves beside it, so that the next one of that size no longer fits in.
 allocator() {
   [[ ${YI_MALLOC:-} != 0 && $(uname -s) == Linux ]] || return 0
   export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}
   export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
   export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1000000000000}
   export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-67108864}
-  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+  local chunks=glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:$chunks}
 }
 
 # --- What can be run ---------------------------------------------------------
