@@ -81,6 +81,8 @@ def open_checkpoint(
     step, manifest = checkpointing.newest(workdir)
   else:
     folder = epath.Path(workdir) / 'checkpoints' / str(step)
+    if not folder.exists():
+      raise FileNotFoundError(f'no checkpoint {step} in {folder.parent}')
     manifest = checkpointing.read_manifest(folder)
   config = model_config.ModelConfig.from_dict(manifest['model'])
   folder = pathlib.Path(workdir, 'checkpoints', str(step), 'params')
