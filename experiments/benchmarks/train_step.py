@@ -3,15 +3,17 @@
   launch/local.sh peer true       # builds .venv-peer once
   launch/local.sh python experiments/benchmarks/train_step.py
 
-Same sizes (`tiny`), batch and optimizer. Four peers: float32 and bfloat16
-autocast, each eager and with torch.compile. The last line is JSON: tokens/s of
-everybody, `ratio` against float32 eager, `ratios` against each peer, the
-model's FLOPs a step and the rate they are done at. `--profile` prints where
-our step's time goes instead.
+Same sizes (`tiny`), batch and optimizer. Peers: float32 and bfloat16 autocast,
+each eager and with torch.compile, as PyTorch comes; and float32 with the memory
+allocator's settings of launch/local.sh, which help it too ('our malloc'). The
+last line is JSON: tokens/s of everybody, `ratio` against float32 eager,
+`ratios` against each peer, the model's FLOPs a step and the rate they are done
+at. `--profile` prints where our step's time goes instead.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
@@ -28,6 +30,8 @@ _HERE = pathlib.Path(__file__).resolve().parent
 _PEERS = {
   'float32 eager': [],
   'float32 compile': ['--compile'],
+  'float32 eager, our malloc': [],
+  'float32 compile, our malloc': ['--compile'],
   'bf16 autocast': ['--bf16'],
   'bf16 autocast compile': ['--bf16', '--compile'],
 }
@@ -86,8 +90,11 @@ def _compare(rows: int, length: int, rounds: int, peers: list[str]) -> None:
   shape = [f'--rows={rows}', f'--length={length}']
   peer = [str(python), str(_HERE / 'train_step_peer.py'), *shape]
   commands = {'yi_jax': [sys.executable, __file__, '--worker', *shape]}
+  settings = [name for name in os.environ if name.startswith('MALLOC_')]
+  unset = [f'-u{name}' for name in (*settings, 'GLIBC_TUNABLES')]
   for name in peers:
-    commands[name] = [*peer, f'--model={sizes}', *_PEERS[name]]
+    plain = [] if 'our malloc' in name else ['env', *unset]
+    commands[name] = [*plain, *peer, f'--model={sizes}', *_PEERS[name]]
   seconds = pairs.medians(pairs.measure(commands, rounds))
   tokens = rows * length
   flops = config_lib.flops_per_token(model, length) * tokens
@@ -110,7 +117,9 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=8)
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--rounds', type=int, default=9)
-  parser.add_argument('--peers', default=','.join(_PEERS), help='some of them')
+  parser.add_argument(
+    '--peers', default=';'.join(_PEERS), help='some of them, split by ;'
+  )
   parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--profile', action='store_true')
   args = parser.parse_args()
@@ -121,7 +130,7 @@ def main() -> None:
 
     profile_step.report(*_step(args.rows, args.length))
   else:
-    _compare(args.rows, args.length, args.rounds, args.peers.split(','))
+    _compare(args.rows, args.length, args.rounds, args.peers.split(';'))
 
 
 if __name__ == '__main__':
