@@ -31,6 +31,7 @@ from yi_jax.training import (
   report,
   run_config,
   train_step,
+  weights,
 )
 from yi_jax.training import state as train_state
 
@@ -268,12 +269,14 @@ def _start(
       say(line)
     say(f'continues after step {int(state.step):,}')
     return state, manifest
-  # 2. The weights of another run.
+  # 2. The weights of another run, or of a folder of Hugging Face's kind.
   if config.init_from:
     source = paths.in_repository(config.init_from)
-    manifest = checkpointing.newest_manifest(source)
-    checkpointing.refuse_other_vocabulary(manifest, texts.vocabulary_hash)
-    params = checkpointing.load_into(source, run.model, mesh)
+    found = weights.describe(source)
+    checkpointing.refuse_other_vocabulary(found, texts.vocabulary_hash)
+    params = weights.load_into(source, run.model, mesh)
+    for line in weights.differences(found, run.model):
+      say(line)
     say(f'starts from the weights of {source}')
     return train_state.fresh(run, mesh, config.seed, params), {}
   # 3. Fresh weights.
