@@ -8,9 +8,9 @@ these runs; here they get their own shapes and bases at 4,096 tokens.
   # what a pod reads; see docs/prepare.md for the large sources
   python -m yi_jax.prepare --config=experiments/pretrain.py:yi_34b
 
-  # 128 v5p chips, once the processes of several hosts find each other
-  python -m yi_jax.train --config=experiments/pretrain.py:yi_34b \\
-      --workdir=gs://bucket/yi_34b
+  # 128 v5p chips, on every host of them
+  YI_DISTRIBUTED=1 python -m yi_jax.train \\
+      --config=experiments/pretrain.py:yi_34b --workdir=gs://bucket/yi_34b
 
   # a laptop: the same run at 7M parameters, on the small sources
   python -m yi_jax.prepare --config=experiments/pretrain.py:tiny

@@ -23,6 +23,7 @@ from yi_jax.data import prepared, vocabulary
 from yi_jax.models import config as model_config
 from yi_jax.serving import generation
 from yi_jax.sharding import mesh as meshes
+from yi_jax.sharding import start
 from yi_jax.training import (
   checkpointing,
   evaluation,
@@ -50,6 +51,7 @@ _SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 0.7, 0.9
 
 def main(config: ml_collections.ConfigDict) -> int:
   """Trains what a config describes; returns the exit code."""
+  start.start()
   compilation_cache.enable()
   try:
     with faults.StopSignal() as stop:

@@ -45,6 +45,13 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
     mesh_lib.make_mesh(sizes)
 
 
+def test_every_process_needs_rows_of_its_own(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  assert mesh_lib.make_mesh(dict(fsdp=2, tensor=2)).size == 4
+  with pytest.raises(ValueError, match='multiple of the 2 processes'):
+    mesh_lib.make_mesh(dict(tensor=4))
+
+
 def test_the_rules_cut_parameters_over_fsdp_and_tensor():
   config = config_lib.get_preset('yi_6b')
   mesh = mesh_lib.make_mesh(dict(fsdp=2, tensor=2))

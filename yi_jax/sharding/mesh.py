@@ -66,7 +66,8 @@ def make_mesh(
 
   Args:
     sizes: see `mesh_shape`, e.g. dict(fsdp=-1, tensor=4).
-    devices: None takes all, arranged by jax so that neighbours are near.
+    devices: None takes all, those of other processes too, arranged by jax so
+      that neighbours are near.
 
   Returns:
     A mesh with all of AXES, each of type Auto (the compiler places what is
@@ -75,8 +76,19 @@ def make_mesh(
   auto = (AxisType.Auto,) * len(AXES)
   if devices is None:
     shape = mesh_shape(sizes, jax.device_count())
+    _check_processes(dict(zip(AXES, shape, strict=True)))
     return jax.make_mesh(shape, AXES, axis_types=auto)
   shape = mesh_shape(sizes, len(devices))
   return jax.sharding.Mesh(
     np.asarray(devices).reshape(shape), AXES, axis_types=auto
   )
+
+
+def _check_processes(sizes: Mapping[str, int]) -> None:
+  """Raises ValueError unless each process has rows of its own."""
+  processes = jax.process_count()
+  if sizes['data'] * sizes['fsdp'] % processes:
+    raise ValueError(
+      f'mesh.data x mesh.fsdp ({sizes["data"]} x {sizes["fsdp"]}) must be a '
+      f'multiple of the {processes} processes: each reads rows of its own'
+    )

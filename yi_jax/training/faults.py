@@ -116,7 +116,8 @@ class StopSignal:
   """Turns SIGTERM (preemption) and Ctrl-C into an orderly end.
 
   The first signal only sets `received`; the loop looks at it after each step,
-  saves, and leaves. A second one acts as it does everywhere.
+  saves, and leaves. A second one acts as it does everywhere. With several
+  processes JAX listens to SIGTERM, and Ctrl-C interrupts at once.
   """
 
   def __init__(self) -> None:
@@ -124,7 +125,9 @@ class StopSignal:
     self._previous = {}
 
   def __enter__(self) -> 'StopSignal':
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # JAX's listener must stay in place where it is needed, see `agreed`.
+    ours = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    for number in ours:
       self._previous[number] = signal.signal(number, self._note)
     return self
 
