@@ -204,16 +204,25 @@ def test_a_run_leaves_metrics_report_picture_and_events(whole):
 
 @pytest.mark.parametrize('max_rows', [0, 5])
 def test_bits_per_byte_are_the_nats_of_the_held_out_documents(
-  whole, config_file, max_rows
+  whole, config_file, max_rows, monkeypatch
 ):
   config, params, _ = checkpointing.load_params(str(whole[0]))
   data = _config(config_file).data
   words = vocabulary.load(prepared.vocabulary_folder(data))
   heldout = prepared.open_prepared(data, 'heldout')
   if max_rows:
-    run = run_config.resolve(_config(config_file))
+    # Microbatches of two rows: an evaluation holds no more than a step does.
+    changes = {'optimizer__accumulate_steps': 4}
+    run = run_config.resolve(_config(config_file, **changes))
     mesh = meshes.make_mesh({}, jax.devices()[:1])
+    sizes, put = set(), train_step.put_batch
+    monkeypatch.setattr(
+      train_step,
+      'put_batch',
+      lambda rows, *rest: sizes.add(len(rows['tokens'])) or put(rows, *rest),
+    )
     got = evaluation.Evaluator(run, mesh, heldout, words, max_rows)(params)
+    assert sizes == {2}
   else:
     got = json.loads((whole[0] / 'report.json').read_text())['bits_per_byte']
   for task, reader in heldout.readers.items():

@@ -4,6 +4,7 @@ Bits per byte compare across vocabularies, languages and with compressors
 (`xz` on the same text), which the loss per token does not.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -29,14 +30,17 @@ class Evaluator:
     """Prepares an evaluation; nothing is read or compiled yet.
 
     Args:
-      run: the run; a batch here has as many rows as a step.
+      run: the run; a batch here has as many rows as a microbatch of a step,
+        so that it fits where a step does.
       mesh: where the parameters live.
       prepared: the held-out split, see data/prepared.py.
       vocabulary: tells how many bytes tokens stand for, see data/vocabulary.py.
       max_rows: rows read a language, shared by its tasks; 0 reads all.
       attention_fn: as in training.
     """
-    self._rows, self._prepared, self._max_rows = run.rows, prepared, max_rows
+    rows = run.rows // run.optimizer.accumulate_steps
+    run = dataclasses.replace(run, rows=rows)
+    self._rows, self._prepared, self._max_rows = rows, prepared, max_rows
     self._vocabulary = vocabulary
     self._batch = train_step.abstract_batch(run, mesh)
     objective = train_step.next_token(run, mesh, attention_fn)
