@@ -179,7 +179,8 @@ def fetch_packages(wanted: Sequence[Package], directory: pathlib.Path) -> None:
   """Downloads what is not there yet, file by file, and prints a line for each.
 
   A file appears in `directory` when it is whole and checked, so a download
-  that was interrupted goes on with the first missing file.
+  that was interrupted goes on with the first missing file, from its beginning:
+  pip cannot go on inside one.
 
   Raises:
     ValueError: if a file is there, or on the index, with another sha256.
