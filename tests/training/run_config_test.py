@@ -118,6 +118,17 @@ def test_a_run_may_go_on_further_elsewhere_and_with_a_larger_batch():
   assert len(changed) == 7
 
 
+@pytest.mark.parametrize('schedule', ['constant', 'cosine', 'wsd'])
+def test_that_other_steps_mean_another_learning_rate_is_said(schedule):
+  saved = _identity(_with(optimizer__schedule=schedule))
+  now = _identity(_with(optimizer__schedule=schedule, train__steps=2000))
+  (line,) = run_config.refuse_other_run(saved, now, 0)
+  assert line.startswith('train.steps changed: 1000 -> 2000')
+  assert (f'The {schedule} schedule ends there' in line) == (
+    schedule != 'constant'
+  )
+
+
 @pytest.mark.parametrize(
   ('changes', 'key'),
   [

@@ -315,6 +315,12 @@ def refuse_other_run(
         f'is {now[key]!r}. Set it back, or take another --workdir'
       )
     changed.append(f'{key} changed: {saved[key]!r} -> {now[key]!r}')
+    schedule = now['optimizer.schedule']
+    if key == 'train.steps' and schedule != 'constant':
+      changed[-1] += (
+        f'. The {schedule} schedule ends there now: what remains has another '
+        'learning rate than it would have had'
+      )
   return changed
 
 
