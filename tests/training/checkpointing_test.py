@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from yi_jax.models import config as model_config
-from yi_jax.models import transformer
+from yi_jax.models import layout, transformer
 from yi_jax.sharding import mesh as meshes
 from yi_jax.sharding import rules
 from yi_jax.training import checkpointing, faults
@@ -176,6 +176,17 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
   assert os.listdir(tmp_path / 'damaged') == ['2']
   _save(tmp_path, [2])
   assert int(_restore(tmp_path)[0].step) == 2
+
+
+def test_a_digest_notices_a_changed_number_whatever_the_layout():
+  config = _MODEL.replace(scan_layers=True)
+  params = _params(config, _mesh(1), 1.0)
+  _, unrolled = layout.unroll(config, params)
+  digests = checkpointing._digests({'a': params, 'b': unrolled})
+  assert digests['a'] == digests['b']
+  scale = params['norm']['scale']
+  params['norm']['scale'] = scale.at[3].set(np.nextafter(scale[3], 9))
+  assert checkpointing._digests({'a': params})['a'] != digests['a']
 
 
 def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):

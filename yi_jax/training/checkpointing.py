@@ -469,7 +469,7 @@ def _read(
 
 
 def _digests(parts: dict[str, Any]) -> dict[str, int]:
-  """Returns a number for each part that changes when any bit of it does."""
+  """Returns a number for each part; see `_digest` for what it notices."""
   return {name: int(_digest(tree)) for name, tree in parts.items()}
 
 
@@ -477,8 +477,10 @@ def _digests(parts: dict[str, Any]) -> dict[str, int]:
 def _digest(tree: Any) -> jax.Array:
   """Adds up the bits of all arrays, as integers.
 
-  The storage notices what is missing but not what has changed. Such a sum does
-  not depend on how arrays are cut over devices.
+  The storage notices what is missing but not what has changed. Such a sum
+  changes whenever one number does. It does not notice numbers that change
+  places, nor changes that cancel out: it must not depend on how arrays are cut
+  over devices, nor on whether layers are stacked.
   """
   total = jnp.zeros((), jnp.uint32)
   for leaf in jax.tree.leaves(tree):
