@@ -6,43 +6,50 @@ all take turns, round after round; what is compared are medians of the same
 rounds, while nobody else works.
 
 A worker is a command that prints `ready` when it is warm, and then, for every
-line it reads, does one unit of work and prints its seconds.
+line it reads, does the unit of work of that name and prints its seconds.
 """
 
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
-def serve(work: Callable[[], None], warm_up: int = 2) -> None:
+def serve(
+  units: dict[str, Callable[[], None]] | Callable[[], None], warm_up: int = 2
+) -> None:
   """The worker's side: warms up, then works once for every line of stdin.
 
   Args:
-    work: one unit, finished when it returns.
-    warm_up: units before the first measured one.
+    units: name -> one unit of work, finished when it returns; or the only one.
+    warm_up: how often each is done before the first measured one.
   """
-  for _ in range(warm_up):
-    work()
+  if callable(units):
+    units = {'': units}
+  for work in units.values():
+    for _ in range(warm_up):
+      work()
   print('ready', flush=True)
-  for _ in sys.stdin:
+  for line in sys.stdin:
+    work = units[line.strip()]
     start = time.perf_counter()
     work()
     print(time.perf_counter() - start, flush=True)
 
 
 def measure(
-  commands: dict[str, list[str]], rounds: int
+  commands: dict[str, list[str]], rounds: int, units: Sequence[str] = ('',)
 ) -> dict[str, list[float]]:
   """Runs the workers in turns.
 
   Args:
     commands: name -> argv of a worker.
-    rounds: measured units a worker.
+    rounds: how often a worker does each unit.
+    units: names of the units of work.
 
   Returns:
-    name -> seconds of each round.
+    name, or 'name unit' if units have names -> seconds of each round.
 
   Raises:
     RuntimeError: if a worker dies, with the end of what it said.
@@ -59,12 +66,14 @@ def measure(
     # One after the other: compiling is heavy.
     _expect(name, workers[name])
     print(f'{name} is warm', file=sys.stderr)
-  seconds = {name: [] for name in commands}
+  seconds = {f'{n} {u}'.strip(): [] for u in units for n in commands}
   for number in range(rounds):
-    for name, worker in workers.items():
-      worker.stdin.write('\n')
-      worker.stdin.flush()
-      seconds[name].append(float(_expect(name, worker)))
+    for unit in units:
+      for name, worker in workers.items():
+        worker.stdin.write(f'{unit}\n')
+        worker.stdin.flush()
+        took = float(_expect(name, worker))
+        seconds[f'{name} {unit}'.strip()].append(took)
     last = ', '.join(f'{n} {s[-1]:.2f} s' for n, s in seconds.items())
     print(f'round {number + 1}/{rounds}: {last}', file=sys.stderr)
   for worker in workers.values():

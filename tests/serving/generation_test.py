@@ -316,3 +316,30 @@ def test_a_bad_request_is_refused_at_once(
 def test_no_room_for_a_prompt_is_refused():
   with pytest.raises(ValueError, match='max_length must be at least 2, not 1'):
     generation.Generator(*_model(), max_length=1)
+
+
+@pytest.mark.parametrize('rows', [1, 3, 80])
+def test_kernels_stored_transposed_give_the_same_logits(rows):
+  config = config_lib.get_preset(
+    'tiny',
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    attention_bias=True,
+    scan_layers=False,
+  )
+  params = transformer.init_params(config, jax.random.key(0))
+  params = jax.tree.map(lambda x: x + 0.1, params)  # biases begin at zero
+  turned = dict(params)
+  turned['layers'] = jax.tree.map(
+    lambda x: x.T if x.ndim == 2 else x, params['layers']
+  )
+  model = transformer.Transformer(config)
+  tokens = jnp.arange(rows)[:, None] % 64
+  as_usual = generation._apply(model, params, tokens).logits
+  transposed = generation._apply_transposed(model, turned, tokens).logits
+  np.testing.assert_allclose(transposed, as_usual, rtol=1e-5, atol=1e-5)

@@ -452,6 +452,8 @@ def _places(
     start = start if lengths is None else lengths[:, None]
     positions = start + jnp.arange(T, dtype=jnp.int32)[None]
   turns = rope.rotations(positions, config.head_dim, config.rope_theta)
+  # Or XLA takes them again in every layer, for every head.
+  turns = jax.lax.optimization_barrier(turns)
   new_lengths = None
   slots = positions
   if cache is not None:
