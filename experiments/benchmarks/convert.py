@@ -11,7 +11,8 @@ removed at the end.
 
 The last line is JSON. `ratio` is the seconds of a plain copy of the same files
 (both flushed to the disk) over those of the slower conversion; `peak_gb` is the
-resident memory of each way at its highest.
+resident memory of each way at its highest, `cpu_seconds` what it computed,
+which other work on the machine does not lengthen as much.
 """
 
 import json
@@ -83,8 +84,9 @@ def measure(
     'copy_seconds': [round(x, 1) for x in copies],
     'copy_mb_per_second': round(size / 1e6 / copy),
     'seconds': [round(there[0], 1), round(back[0], 1)],
-    'mb_per_second': [round(size / 1e6 / x) for x, _ in (there, back)],
+    'mb_per_second': [round(size / 1e6 / x[0]) for x in (there, back)],
     'peak_gb': [round(there[1], 2), round(back[1], 2)],
+    'cpu_seconds': [round(there[2], 1), round(back[2], 1)],
     'equal_tensors': tensors,
     'ratio': round(copy / max(there[0], back[0]), 2),
   }
@@ -107,7 +109,7 @@ def _weights(config: model_config.ModelConfig) -> lazy.LazyTree:
 
 
 def _convert(source, target):
-  """Returns seconds and peak resident gigabytes of one conversion."""
+  """Returns seconds, peak resident gigabytes and CPU seconds."""
   command = [sys.executable, '-m', 'yi_jax.convert']
   command += [f'--source={source}', f'--target={target}']
   started = time.perf_counter()
@@ -119,7 +121,7 @@ def _convert(source, target):
     raise OSError(f'convert has failed with exit code {process.returncode}')
   peak = usage.ru_maxrss * 1024 / 1e9  # Linux counts in KiB
   print(f'{source.name} -> {target.name}: {seconds:.1f} s, peak {peak:.2f} GB')
-  return seconds, peak
+  return seconds, peak, usage.ru_utime + usage.ru_stime
 
 
 def _copy(source, target):
