@@ -2,14 +2,13 @@
 
 import io
 import re
-import shutil
 
 import jax
 import pytest
 
 from yi_jax import app, generate
-from yi_jax.data import vocabulary
-from yi_jax.serving import generation
+from yi_jax.data import chatml, vocabulary
+from yi_jax.serving import generation, opening
 from yi_jax.sharding import mesh as meshes
 from yi_jax.training import checkpointing, run_config
 from yi_jax.training import state as train_state
@@ -84,12 +83,18 @@ def run(trained, capsys, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def expected(trained):
-  """expected(prompts, **settings): what the model adds to documents' starts."""
-  config, params, words = generate.open_checkpoint(str(trained[0]))
-  generator = generation.Generator(
-    config, params, max_length=40, vocabulary_size=words.size
+def generator(trained):
+  workdir, words = trained
+  load = opening.open_checkpoint(str(workdir)).load
+  return generation.Generator(
+    *load(), max_length=99, vocabulary_size=words.size
   )
+
+
+@pytest.fixture(scope='module')
+def expected(generator, trained):
+  """expected(prompts, **settings): what the model adds to documents' starts."""
+  words = trained[1]
 
   def texts(prompts, **settings):
     rows = [[2, *words.encode(prompt)] for prompt in prompts]
@@ -153,31 +158,58 @@ def test_lines_are_continued_until_the_input_ends(expected, run, monkeypatch):
   assert (code, out) == (0, ''.join(f'{text}\n' for text in made))
 
 
-class _Script:
-  """In place of a Generator: yields the ids it is given, one at a time."""
-
-  compile_seconds = 0.0
-
-  def __init__(self, ids):
-    self._ids = ids
-
-  def stream(self, rows, max_new_tokens, **settings):
-    return ([[i]] for i in self._ids)
-
-
-def test_half_a_character_is_never_printed(trained):
+@pytest.fixture(scope='module')
+def answers(generator, trained):
+  """answers(questions, system, **settings): the model's, by ChatML."""
   words = trained[1]
-  text = '国 é 𠮷🙂!'  # the rare ones are spelled in bytes
-  ids = words.encode(text)
-  assert len(ids) > len(text) + 5
-  generate.FLAGS(['generate'])
-  parts = list(generate.Writer(_Script(ids), words).write([2]))
-  assert ''.join(parts) == f'{text}\n'
-  assert '\ufffd' not in ''.join(parts)
-  assert '' in parts
-  # What never becomes whole is shown as such.
-  parts = list(generate.Writer(_Script(ids[:-3]), words).write([2]))
-  assert ''.join(parts) == '国 é 𠮷\ufffd\n'
+
+  def texts(questions, system=None, **settings):
+    rows = []
+    for question in questions:
+      chat = [{'role': 'user', 'content': question}]
+      if system:
+        chat.insert(0, {'role': 'system', 'content': system})
+      template = chatml.get('chatml')
+      rows.append(chatml.render(template, chat, words, generate=True).ids)
+    return list(map(words.decode, generator.generate(rows, 12, **settings)))
+
+  return texts
+
+
+def test_a_question_is_answered_alone_on_standard_output(answers, run):
+  argv = ['--chat', '--template=chatml', '--temperature=0', '--system=国家']
+  [text] = answers(['the king?'], system='国家')
+  code, out, error = run(*argv, '--prompt=the king?')
+  assert (code, out) == (0, f'{text}\n')
+  assert re.search(r'^\[\d+ tokens, [\d.,]+/s', error)
+
+
+def test_every_question_of_a_file_is_answered(answers, run, tmp_path):
+  questions = ['the king', '国家']
+  file = tmp_path / 'questions.txt'
+  file.write_text('\n'.join(questions))
+  code, out, _ = run(
+    f'--prompts_file={file}', '--chat', '--template=chatml', '--seed=4'
+  )
+  made = answers(questions, temperature=0.7, top_p=0.9, seed=[4, 5])
+  blocks = [
+    f'==> {i + 1} of 2 <==\n{question}\n{text}\n\n'
+    for i, (question, text) in enumerate(zip(questions, made, strict=True))
+  ]
+  assert (code, out) == (0, ''.join(blocks))
+
+
+def test_a_conversation_is_held_on_standard_input(answers, run, monkeypatch):
+  monkeypatch.setattr('sys.stdin', io.StringIO('the\n国家\n'))
+  code, out, _ = run('--chat', '--template=chatml', '--temperature=0')
+  [text] = answers(['the\n国家'])
+  assert (code, out) == (0, f'{text}\n')
+
+
+def test_a_base_model_does_not_chat_by_itself(run):
+  code, out, error = run('--chat', '--prompt=a')
+  assert (code, out) == (app.BAD_INPUT, '')
+  assert 'a base model that continues text' in error
 
 
 def test_more_tokens_than_positions_is_a_warning(run, caplog):
@@ -190,10 +222,13 @@ def test_more_tokens_than_positions_is_a_warning(run, caplog):
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [
-    ([], 'give one of --prompt, --prompts_file and --interactive'),
+    ([], 'give one of --prompt, --prompts_file, --interactive and --chat'),
+    (['--chat', '--interactive'], 'leave --interactive out'),
+    (['--prompt=a', '--system=b'], '--system belongs to --chat'),
+    (['--chat', '--template=x'], 'template'),
     (['--prompt=a', '--interactive'], 'give one of --prompt'),
     (['--prompt=a', '--checkpoint='], '--checkpoint is missing'),
-    (['--prompt=a', '--checkpoint=no/where'], 'no/where; give the --workdir'),
+    (['--prompt=a', '--checkpoint=no/where'], 'no/where; give the --work'),
     (['--prompt=a', '--max_new_tokens=0'], 'must be at least 1, not 0'),
     (['--prompt=a', '--temperature=-1'], 'temperature must be 0 or more'),
     (['--prompt=a', '--top_p=2'], 'top_p must be above 0 and up to 1, not 2.0'),
@@ -233,19 +268,3 @@ def test_a_workdir_without_checkpoints_is_named(run, tmp_path):
   code, _, error = run('--prompt=a', checkpoint=tmp_path)
   assert code == app.BAD_INPUT
   assert f'no checkpoint in {tmp_path}/checkpoints' in error
-
-
-def test_another_vocabulary_is_refused(trained, run):
-  workdir, words = trained
-  folder = workdir.parent / 'data/vocabularies/small'
-  shutil.move(folder, folder.with_name('kept'))
-  try:
-    code, _, error = run('--prompt=a')
-    assert (code, 'no vocabulary: there is no' in error) == (2, True)
-    vocabulary.train(_TEXTS * 50, 320, folder)
-    code, _, error = run('--prompt=a')
-    assert code == app.BAD_INPUT
-    assert f'{folder} is not the one that {workdir} was trained' in error
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.move(folder.with_name('kept'), folder)

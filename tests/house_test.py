@@ -30,7 +30,9 @@ _MAY_IMPORT = {
   'data': {'app', 'paths'},
   'checkpoints': {'models', 'data', 'paths'},
   'training': {'models', 'sharding', 'data', 'checkpoints', 'paths'},
-  'serving': {'models', 'sharding', 'data', 'paths'},
+  'serving': {
+    *('models', 'sharding', 'data', 'checkpoints', 'training', 'paths')
+  },
 }
 _FOR_ALL = {'spelling'}
 # Heavy or foreign packages: the only parts of yi_jax that may import them.

@@ -20,7 +20,7 @@ import pytest
 
 from yi_jax import app, prepare, train
 from yi_jax.checkpoints import hf
-from yi_jax.data import mixtures, prepared, vocabulary
+from yi_jax.data import mixtures, prepared, tokenizer, vocabulary
 from yi_jax.models import attention, transformer
 from yi_jax.sharding import mesh as meshes
 from yi_jax.training import (
@@ -195,6 +195,10 @@ def test_a_run_leaves_metrics_report_picture_and_events(whole):
   assert [s['prompt'] for s in report['samples']] == ['the cat', '猫']
   assert all(sample['text'] for sample in report['samples'])
   assert (workdir / 'loss.png').read_bytes().startswith(b'\x89PNG')
+  # With its vocabulary, a workdir is of use where the data are not.
+  manifest = checkpointing.newest_manifest(str(workdir))
+  words = tokenizer.open_tokenizer(workdir)
+  assert words.hash == manifest['vocabulary_hash']
   assert list((workdir / 'tensorboard').iterdir())
   steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
   assert steps == [30, 35, 40]

@@ -1,28 +1,27 @@
-"""Continues text with a trained model: one prompt, a file of them, or a dialogue.
+"""Writes with a model: continues prompts, answers questions, or chats.
 
 Text goes to standard output as it is made, figures and warnings to standard
-error. A prompt is taken as the beginning of a document, as in training.
+error. Without --chat a prompt is the beginning of a text; with it, a question
+to a model that was taught to answer.
 """
 
-import os
+import contextlib
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from absl import flags
 
 from yi_jax import app, compilation_cache, paths
-from yi_jax.data import vocabulary
-from yi_jax.models import config as model_config
-from yi_jax.serving import generation
-from yi_jax.training import checkpointing
+from yi_jax.data import chatml
+from yi_jax.data import tokenizer as tokenizers
+from yi_jax.serving import chat, generation, opening, writing
 
 FLAGS = flags.FlagValues()
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
-  'workdir of a training run; its newest checkpoint is used',
+  'workdir of a training run (its newest checkpoint is used), folder of Hugging '
+  'Face, or .gguf file',
   flag_values=FLAGS,
 )
 _PROMPT = flags.DEFINE_string(
@@ -34,8 +33,31 @@ _PROMPTS_FILE = flags.DEFINE_string(
 _INTERACTIVE = flags.DEFINE_bool(
   'interactive', False, 'ask for prompts until end of input', flag_values=FLAGS
 )
+_CHAT = flags.DEFINE_bool(
+  'chat',
+  False,
+  'prompts are questions; without any, talk in the terminal or ask what is on '
+  'standard input',
+  flag_values=FLAGS,
+)
+_SYSTEM = flags.DEFINE_string(
+  'system',
+  None,
+  'how the model shall behave in a chat; default: what it was taught with',
+  flag_values=FLAGS,
+)
+_TEMPLATE = flags.DEFINE_enum(
+  'template',
+  None,
+  list(chatml.TEMPLATES),
+  "layout of a chat; default: the checkpoint's own",
+  flag_values=FLAGS,
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-  'max_new_tokens', 128, 'tokens to add at most', flag_values=FLAGS
+  'max_new_tokens',
+  None,
+  'tokens to add at most; default: 128, in a chat 1,024',
+  flag_values=FLAGS,
 )
 _TEMPERATURE = flags.DEFINE_float(
   'temperature', 0.7, '0 takes the best token, 1 samples', flag_values=FLAGS
@@ -57,8 +79,9 @@ _REPETITION_PENALTY = flags.DEFINE_float(
 )
 _STOP_IDS = flags.DEFINE_list(
   'stop_ids',
-  list(map(str, generation.STOP_IDS)),
-  'token ids that end a text; none: goes on to max_new_tokens',
+  None,
+  "token ids that end a text; default: the checkpoint's; none: goes on to "
+  'max_new_tokens',
   flag_values=FLAGS,
 )
 _SEED = flags.DEFINE_integer(
@@ -71,87 +94,87 @@ _BATCH_SIZE = flags.DEFINE_integer(
 # Of a row, in tokens. No closer limit: programs come in powers of two, and so
 # those on disk fit the next prompt as well.
 _ANY_LENGTH = 1 << 20
+_CONTINUATION, _ANSWER = 128, 1024  # tokens at most, unless a flag says more
 
 
 def main() -> None:
   """Reads the prompts, loads the model, writes."""
   compilation_cache.enable()
+  texts = _texts()
+  checkpoint = opening.open_checkpoint(paths.in_caller(_CHECKPOINT.value))
+  words, template = checkpoint.tokenizer, None
+  stop_ids = _stop_ids(words)
+  if _CHAT.value:
+    name = _TEMPLATE.value
+    template = chatml.get(name) if name else chatml.of_checkpoint(words)
+  most = _MAX_NEW_TOKENS.value
+  if most is None:
+    most = _ANSWER if _CHAT.value else _CONTINUATION
+  generator = generation.Generator(
+    *checkpoint.load(), max_length=_ANY_LENGTH, vocabulary_size=words.size
+  )
+  writer = writing.Writer(
+    generator,
+    words,
+    dict(
+      temperature=_TEMPERATURE.value,
+      top_k=_TOP_K.value,
+      top_p=_TOP_P.value,
+      repetition_penalty=_REPETITION_PENALTY.value,
+      stop_ids=stop_ids,
+      seed=_SEED.value,
+    ),
+  )
+  try:
+    if template:
+      conversation = chat.Chat(
+        writer,
+        words,
+        template,
+        context=generator.config.max_position_embeddings,
+        max_new_tokens=most,
+        system=_SYSTEM.value,
+      )
+      _converse(conversation, writer, texts, most)
+    else:
+      _continue(checkpoint, writer, texts, most)
+  finally:
+    writer.report()
+
+
+def _texts() -> list[str]:
+  """Returns the prompts of the flags; none if they are typed later.
+
+  Raises:
+    OSError: if the file of prompts cannot be read.
+    ValueError: for flags that do not go together.
+  """
   given = (
     _PROMPT.value is not None,
     _PROMPTS_FILE.value is not None,
     _INTERACTIVE.value,
   )
-  if sum(given) != 1:
-    raise ValueError('give one of --prompt, --prompts_file and --interactive')
+  if sum(given) != 1 and not (_CHAT.value and not any(given)):
+    raise ValueError(
+      'give one of --prompt, --prompts_file, --interactive and --chat'
+    )
+  if _CHAT.value and _INTERACTIVE.value:
+    raise ValueError('--chat is interactive by itself: leave --interactive out')
+  for flag in (_SYSTEM, _TEMPLATE):
+    if flag.value is not None and not _CHAT.value:
+      raise ValueError(f'--{flag.name} belongs to --chat')
   if _BATCH_SIZE.value < 1:
     raise ValueError(f'batch_size must be at least 1, not {_BATCH_SIZE.value}')
   if not _CHECKPOINT.value:
     raise ValueError(
-      '--checkpoint is missing: the workdir of a training run, for example '
-      '--checkpoint=runs/quickstart'
+      '--checkpoint is missing: the workdir of a training run, a folder of '
+      'Hugging Face or a .gguf file; for example --checkpoint=runs/quickstart'
     )
-  texts = []
   if _PROMPT.value is not None:
-    texts = [_PROMPT.value]
-  elif _PROMPTS_FILE.value is not None:
-    texts = read_prompts(paths.in_caller(_PROMPTS_FILE.value))
-  config, params, words = open_checkpoint(paths.in_caller(_CHECKPOINT.value))
-  rows = [_encode(words, text) for text in texts]
-  generator = generation.Generator(
-    config, params, max_length=_ANY_LENGTH, vocabulary_size=words.size
-  )
-  del params  # the generator has its own layout of them
-  writer = Writer(generator, words)
-  try:
-    if _INTERACTIVE.value:
-      _talk(writer, words)
-    elif _PROMPT.value is not None:
-      text = writer.write(rows[0])
-      _show(texts)
-      _show(text)
-    else:
-      _continue_all(writer, texts, rows)
-  finally:
-    writer.report()
-
-
-def open_checkpoint(
-  path: str,
-) -> tuple[model_config.ModelConfig, dict[str, Any], vocabulary.Vocabulary]:
-  """Opens what a training run left, with the vocabulary it was trained on.
-
-  Args:
-    path: workdir of the run, absolute or a URL.
-
-  Returns:
-    (model config, nested dict of float32 arrays, vocabulary).
-
-  Raises:
-    FileNotFoundError: if there is no checkpoint, or no vocabulary.
-    OSError: if no checkpoint can be read.
-    ValueError: if the vocabulary is another one.
-  """
-  if '://' not in path and not os.path.isdir(path):
-    raise FileNotFoundError(
-      f'no checkpoint: there is no folder {path}; give the --workdir of a '
-      'training run'
-    )
-  # The vocabulary first: it is small, and mistakes show at once.
-  manifest = checkpointing.newest_manifest(path)
-  run = manifest['run']
-  folder = os.path.join(
-    paths.in_repository(run['data.root']),
-    'vocabularies',
-    run['data.vocabulary'],
-  )
-  words = vocabulary.load(folder)
-  if words.hash != manifest['vocabulary_hash']:
-    raise ValueError(
-      f'the vocabulary in {folder} is not the one that {path} was trained '
-      'with: its token ids mean other text. Put the old tokenizer.model back'
-    )
-  config, params, _ = checkpointing.load_params(path)
-  return config, params, words
+    return [_PROMPT.value]
+  if _PROMPTS_FILE.value is not None:
+    return read_prompts(paths.in_caller(_PROMPTS_FILE.value))
+  return []
 
 
 def read_prompts(path: str) -> list[str]:
@@ -178,87 +201,11 @@ def read_prompts(path: str) -> list[str]:
   return prompts
 
 
-class Writer:
-  """Continues rows as the flags say, and keeps count."""
-
-  def __init__(
-    self, generator: generation.Generator, words: vocabulary.Vocabulary
-  ) -> None:
-    """Takes the model and its vocabulary."""
-    self._generator, self._words = generator, words
-    self._tokens, self._seconds = 0, 0.0
-
-  def write(self, row: list[int]) -> Iterator[str]:
-    """Returns the continuation of a row in whole characters, and a newline.
-
-    Raises:
-      ValueError: for a setting out of range, at once.
-    """
-    return self._characters(self._chunks([row]))
-
-  def write_all(self, rows: list[list[int]], seeds: Sequence[int]) -> list[str]:
-    """Returns the continuation of each row, drawn with a seed of its own."""
-    made = [[] for _ in rows]
-    # Nobody looks on: more tokens a dispatch.
-    for chunk in self._chunks(rows, seed=seeds, steps=16):
-      for ids, new in zip(made, chunk, strict=True):
-        ids.extend(new)
-    return list(map(self._words.decode, made))
-
-  def report(self) -> None:
-    """Says on standard error how much was made, and how fast."""
-    if self._tokens:
-      rate = self._tokens / max(self._seconds, 1e-9)
-      print(
-        f'{self._tokens:,} tokens, {rate:,.1f} tokens/s; compiled in '
-        f'{self._generator.compile_seconds:.1f} s',
-        file=sys.stderr,
-      )
-
-  def _characters(self, chunks: Iterator[list[list[int]]]) -> Iterator[str]:
-    stream = self._words.stream()
-    for [ids] in chunks:
-      yield from map(stream.feed, ids)
-    yield stream.flush() + '\n'
-
-  def _chunks(
-    self, rows: list[list[int]], **changes: Any
-  ) -> Iterator[list[list[int]]]:
-    """Returns what Generator.stream does, counted."""
-    settings = dict(
-      temperature=_TEMPERATURE.value,
-      top_k=_TOP_K.value,
-      top_p=_TOP_P.value,
-      repetition_penalty=_REPETITION_PENALTY.value,
-      stop_ids=_stop_ids(_STOP_IDS.value),
-      seed=_SEED.value,
-    )
-    settings.update(changes)
-    return self._counted(
-      self._generator.stream(rows, _MAX_NEW_TOKENS.value, **settings)
-    )
-
-  def _counted(
-    self, chunks: Iterator[list[list[int]]]
-  ) -> Iterator[list[list[int]]]:
-    while True:  # compiling is left out of the time
-      compiled = self._generator.compile_seconds
-      started = time.perf_counter()
-      chunk = next(chunks, None)
-      self._seconds += time.perf_counter() - started
-      self._seconds -= self._generator.compile_seconds - compiled
-      if chunk is None:
-        return
-      self._tokens += sum(map(len, chunk))
-      yield chunk
-
-
-def _encode(words: vocabulary.Vocabulary, text: str) -> list[int]:
-  """Returns a prompt as training rows begin a document: after an end mark."""
-  return [words.eos_id, *words.encode(text)]
-
-
-def _stop_ids(texts: list[str]) -> list[int]:
+def _stop_ids(words: tokenizers.Tokenizer) -> list[int]:
+  """Returns the ids that end a text, of the flag or the checkpoint."""
+  texts = _STOP_IDS.value
+  if texts is None:
+    return list(words.stop_ids)
   try:
     return [int(text) for text in texts]
   except ValueError as error:
@@ -273,27 +220,69 @@ def _show(texts: Iterable[str]) -> None:
     print(text, end='', flush=True)
 
 
-def _continue_all(
-  writer: Writer, texts: list[str], rows: list[list[int]]
+def _converse(
+  conversation: chat.Chat,
+  writer: writing.Writer,
+  texts: list[str],
+  max_new_tokens: int,
 ) -> None:
-  """Prints every prompt of the file with its continuation."""
+  """Answers the questions of the flags, or talks."""
+  if _PROMPTS_FILE.value is not None:
+    rows = [
+      conversation.row([{'role': 'user', 'content': text}]) for text in texts
+    ]
+    shown = [f'{text}\n' for text in texts]
+    _write_all(writer, shown, rows, max_new_tokens, conversation.clean)
+  elif texts:
+    chat.answer(conversation, writer, texts[0])
+  else:
+    chat.talk(conversation, writer)
+
+
+def _continue(
+  checkpoint: opening.Checkpoint,
+  writer: writing.Writer,
+  texts: list[str],
+  max_new_tokens: int,
+) -> None:
+  """Continues the prompts of the flags, or those that are typed."""
+  words = checkpoint.tokenizer
+
+  def begin(text: str) -> list[int]:
+    return [*checkpoint.start, *words.encode(text)] or [words.eos_id]
+
+  if _PROMPTS_FILE.value is not None:
+    _write_all(writer, texts, list(map(begin, texts)), max_new_tokens)
+    return
+  if not _INTERACTIVE.value:
+    made = writer.write(begin(texts[0]), max_new_tokens)
+    _show(texts)
+    _show(made)
+    print()
+    return
+  for text in _lines():
+    with contextlib.suppress(KeyboardInterrupt):  # enough of this one
+      _show(writer.write(begin(text), max_new_tokens))
+    print()
+
+
+def _write_all(
+  writer: writing.Writer,
+  shown: list[str],
+  rows: list[list[int]],
+  max_new_tokens: int,
+  clean: Callable[[str], str] = str,
+) -> None:
+  """Prints every prompt of the file with what the model writes."""
   size = _BATCH_SIZE.value
   # A seed a row, so that the size of a batch changes nothing.
   seeds = range(_SEED.value, _SEED.value + len(rows))
   for first in range(0, len(rows), size):
     batch = slice(first, first + size)
-    made = writer.write_all(rows[batch], seeds[batch])
+    made = writer.write_all(rows[batch], max_new_tokens, seeds[batch])
     for i, text in enumerate(made, start=first):
-      _show([f'==> {i + 1} of {len(rows)} <==\n{texts[i]}{text}\n\n'])
-
-
-def _talk(writer: Writer, words: vocabulary.Vocabulary) -> None:
-  """Continues one line after the other until the input ends."""
-  for text in _lines():
-    try:
-      _show(writer.write(_encode(words, text)))
-    except KeyboardInterrupt:  # enough of this one
-      print()
+      title = f'==> {i + 1} of {len(rows)} <=='
+      _show([f'{title}\n{shown[i]}{clean(text)}\n\n'])
 
 
 def _lines() -> Iterator[str]:

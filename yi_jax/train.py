@@ -132,6 +132,8 @@ def train(
   if first == run.steps and os.path.exists(f'{folder.path}/report.json'):
     say(f'{first:,} steps are done; see {workdir}/report.json')
     return 0
+  if chief:  # with the weights, so that they are of use without the data
+    words.save(folder.path)
 
   ##############################################################################
   #                              The training step                             #

@@ -269,18 +269,41 @@ def test_tokens_that_a_fine_tune_added_are_special(opened, tmp_path):
   added = content['added_tokens_decoder']
   added['8'] = {'content': '<tool>', 'special': True}  # was <|im_sep|>
   added['400'] = {'content': '<new>', 'special': True}
-  added['401'] = {'content': 'together', 'special': False}
+  added['401'] = {'content': 'together', 'special': False}  # an added word
   file.write_text(json.dumps(content))
   found = tokenizer.open_tokenizer(tmp_path)
   assert found.size == 402
   assert found.encode('<tool><new>x', allow_special=True)[:2] == [8, 400]
   assert found.encode('<new>') == opened['trained'].encode('<new>')
   assert found.decode([8, 400, 401]) == '<tool><new>together'
+  assert found.encode('a together') == [*found.encode('a '), 401]
+  found.save(tmp_path / 'both')
+  shutil.copytree(tmp_path / 'both', tmp_path / 'json')
+  (tmp_path / 'json/tokenizer.model').unlink()
+  for name in ('both', 'json'):
+    again = tokenizer.open_tokenizer(tmp_path / name)
+    for text in ('a together', '<new>', 'the king'):
+      assert again.encode(text) == found.encode(text), (name, text)
   assert found.hash != opened['trained'].hash
   added['409'] = {'content': '<far>', 'special': True}
   file.write_text(json.dumps(content))
   with pytest.raises(ValueError, match=r"added as 409 \('<far>'\).* a gap"):
     tokenizer.open_tokenizer(tmp_path)
+
+
+def test_marks_are_special_whatever_the_checkpoint_says(
+  opened, folder, tmp_path
+):
+  opened['trained'].save(tmp_path / 'both')
+  shutil.copytree(folder / 'json', tmp_path / 'json')
+  for name in ('both', 'json'):
+    for file in ('tokenizer_config.json', 'tokenizer.json'):
+      path = tmp_path / name / file
+      text = path.read_text().replace('"special": true', '"special": false')
+      path.write_text(text)
+    found = tokenizer.open_tokenizer(tmp_path / name)
+    assert found.encode(_INJECTED) == opened['trained'].encode(_INJECTED)
+    assert found.special_ids['<|im_end|>'] == 7
 
 
 def test_every_stop_id_that_is_written_anywhere_counts(opened, tmp_path):

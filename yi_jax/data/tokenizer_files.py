@@ -9,6 +9,7 @@ config.json and added_tokens.json. Facts are what is left when they are read.
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from sentencepiece import sentencepiece_model_pb2
 MODEL_FILE = 'tokenizer.model'
 JSON_FILE = 'tokenizer.json'
 CONFIG_FILE = 'tokenizer_config.json'
-_TEMPLATE_FILE = 'chat_template.jinja'
+TEMPLATE_FILE = 'chat_template.jinja'
 _ROLES = ('bos', 'eos', 'unk', 'pad')
 
 # Marks of the ends of texts and of turns; a model that has one was taught it.
@@ -118,6 +119,15 @@ def write(
   (folder / CONFIG_FILE).write_text(f'{text}\n', encoding='utf-8')
 
 
+def is_special(text: str, special: bool) -> bool:
+  """Returns whether a token found whole in text must not be made from it.
+
+  Checkpoints do not agree on whether the marks of ChatML are special; here they
+  always are. Other tokens may be ordinary words that were added.
+  """
+  return special or re.fullmatch(r'<\|.+\|>', text) is not None
+
+
 def added_token(text: str, special: bool) -> dict[str, Any]:
   """Returns a token that is found in text before anything is split."""
   return {
@@ -176,6 +186,13 @@ def sentencepiece_json(
     model: without dummy prefix and normalisation, with byte fallback.
     special_ids: spelling -> id of the special pieces.
   """
+  bar = '\u2581'
+  whole = {
+    index: (piece.piece.replace(bar, ' '), False)
+    for index, piece in enumerate(model.pieces)
+    if piece.type == _PIECE.USER_DEFINED
+  }
+  whole |= {index: (text, True) for text, index in special_ids.items()}
   normal = {
     piece.piece: index
     for index, piece in enumerate(model.pieces)
@@ -187,14 +204,11 @@ def sentencepiece_json(
     pairs = [(a, b) for a, b in cuts if a in normal and b in normal]
     merges += sorted(pairs, key=lambda p: (normal[p[0]], normal[p[1]]))
   unknown = [p.piece for p in model.pieces if p.type == _PIECE.UNKNOWN]
-  bar = '\u2581'
   content = {
     'version': '1.0',
     'truncation': None,
     'padding': None,
-    'added_tokens': json_added_tokens(
-      {index: (text, True) for text, index in special_ids.items()}
-    ),
+    'added_tokens': json_added_tokens(whole),
     'normalizer': _replace(' ', bar),
     'pre_tokenizer': None,
     'post_processor': None,
@@ -235,7 +249,7 @@ def _replace(old: str, new: str) -> dict[str, Any]:
 
 def _template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
   """Returns the chat template; newer folders have it in a file of its own."""
-  file = folder / _TEMPLATE_FILE
+  file = folder / TEMPLATE_FILE
   if file.is_file():
     return file.read_text(encoding='utf-8')
   found = config.get('chat_template')

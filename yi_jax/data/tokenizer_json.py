@@ -78,7 +78,11 @@ class JsonVocabulary:
     }
     # What the folder says of a token counts, as in transformers.
     added.update(facts.added)
-    self.special_ids = {t: i for i, (t, special) in added.items() if special}
+    self.special_ids = {
+      token: index
+      for index, (token, special) in added.items()
+      if tokenizer_files.is_special(token, special)
+    }
     self._bytes = _token_bytes(content, added, name)
     self.size = max(self._bytes) + 1
     self.stop_ids = tokenizer_files.stop_ids(facts, self.special_ids)

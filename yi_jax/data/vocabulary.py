@@ -104,10 +104,13 @@ class Vocabulary:
     self.unk_id, self.bos_id, self.eos_id = UNK, BOS, EOS
     self.special_ids = {}
     for index, piece in enumerate(model.pieces):
-      if piece.type in (_PIECE.CONTROL, _PIECE.USER_DEFINED, _PIECE.UNKNOWN):
+      _, special = facts.added.get(index, ('', False))
+      if piece.type == _PIECE.USER_DEFINED and tokenizer_files.is_special(
+        piece.piece, special
+      ):
+        piece.type = _PIECE.CONTROL
+      if piece.type in (_PIECE.CONTROL, _PIECE.UNKNOWN):
         self.special_ids[piece.piece] = index
-        if piece.type == _PIECE.USER_DEFINED:
-          piece.type = _PIECE.CONTROL
     self.stop_ids = tokenizer_files.stop_ids(facts, self.special_ids)
     self.chat_template = facts.chat_template
     self._model = model
@@ -184,6 +187,11 @@ class Vocabulary:
         eos=SPECIAL[EOS],
         unk=SPECIAL[UNK],
         pad=SPECIAL[UNK],  # as Yi's; byte fallback leaves it free
+        added={
+          index: (piece.piece, False)
+          for index, piece in enumerate(self._model.pieces)
+          if piece.type == _PIECE.USER_DEFINED
+        },
         chat_template=self.chat_template,
       ),
     )
@@ -397,6 +405,6 @@ def _piece_bytes(piece: _PIECE) -> bytes:
   """Returns what a piece decodes to, in UTF-8."""
   if piece.type == _PIECE.BYTE:
     return bytes([int(piece.piece[1:-1], 16)])  # <0x0A>
-  if piece.type == _PIECE.NORMAL:
+  if piece.type in (_PIECE.NORMAL, _PIECE.USER_DEFINED):
     return piece.piece.replace('\u2581', ' ').encode()
   return piece.piece.encode()
