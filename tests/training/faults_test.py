@@ -1,5 +1,6 @@
 """The judge of updates, and being asked to stop."""
 
+import gc
 import os
 import signal
 
@@ -54,7 +55,10 @@ def test_too_many_skips_in_a_row_end_the_run_with_their_range():
     faults.check(12, bad=3, loss=float('nan'), max_bad_steps=3)
 
 
-def test_the_first_signal_asks_and_the_second_interrupts():
+def test_the_first_signal_asks_and_the_second_interrupts(request):
+  # An exception inside JAX's hook of the collector would be swallowed there.
+  gc.disable()
+  request.addfinalizer(gc.enable)
   with faults.StopSignal() as stop:
     assert not stop.agreed(1)
     os.kill(os.getpid(), signal.SIGINT)
