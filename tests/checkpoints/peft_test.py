@@ -36,8 +36,8 @@ _SETTINGS = (
   (
     dict(r=4, lora_alpha=6, target_modules=['q_proj', 'v_proj', 'lm_head']),
     True,
-    r'layers/(\d+/)?self_attn/q_proj/kernel|'
-    r'layers/(\d+/)?self_attn/v_proj/kernel|lm_head/kernel',
+    r'lm_head/kernel|layers/(\d+/)?self_attn/q_proj/kernel|'
+    r'layers/(\d+/)?self_attn/v_proj/kernel',
   ),
   (
     dict(
@@ -178,7 +178,7 @@ def test_what_is_there_is_not_written_over(saved):
 @pytest.mark.parametrize(
   ('other', 'message'),
   [
-    (dict(hidden_size=24), r'q_proj.lora_A.weight has shape \[4, 16\], but'),
+    (dict(hidden_size=24), r'_proj.lora_B.weight has shape \[16, 4\], but'),
     (dict(num_hidden_layers=2), r'lora_A of .* has 3 layers, the model 2'),
   ],
 )
@@ -206,7 +206,7 @@ def test_nothing_is_written_for_another_model(tmp_path, other, message):
     (dict(target_modules=None), r'target_modules is null, neither'),
     (dict(r='many'), r'says nothing of r'),
     (dict(r=0), r'rank of LoRA is 0'),
-    (dict(r=2), r'q_proj.lora_A.weight has shape \[4, 16\], but \[2, 16\]'),
+    (dict(r=2), r'_proj.lora_A.weight has shape \[4, \d+\], but \[2, \d+\]'),
     (
       dict(target_modules=['q_proj']),
       r'down_proj.lora_[AB].weight .* belongs to no module',
@@ -236,6 +236,16 @@ def test_tensors_that_do_not_fit_are_refused_by_name(saved):
     peft.load_adapter(saved, _MODEL)
   _resave(saved, lambda tensors: tensors.pop(name))
   with pytest.raises(ValueError, match=r'layers.1.*lora_B.weight .* missing'):
+    peft.load_adapter(saved, _MODEL)
+
+
+def test_weights_of_the_model_itself_are_refused(saved):
+  name = 'base_model.model.lm_head.base_layer.weight'
+  matrix = np.zeros((32, 16), np.float32)
+  _resave(saved, lambda tensors: tensors.update({name: matrix}))
+  with pytest.raises(
+    ValueError, match=r'base_layer.* is a weight of the model'
+  ):
     peft.load_adapter(saved, _MODEL)
 
 

@@ -34,7 +34,8 @@ def make(job):
     for name, x in adapted.named_parameters():
       if 'lora_' in name:
         x.normal_(0, 0.2)
-  adapted.save_pretrained(job['adapter'])
+  # Nothing but the adapter, also where it is on lm_head.
+  adapted.save_pretrained(job['adapter'], save_embedding_layers=False)
   return adapted
 
 

@@ -286,6 +286,11 @@ def _to_tree(
       _check_shape(name, tensors[name].shape, shape)
       flat[*entry.path[:-1], half] = tensors[name].transpose()
   for name in tensors.keys() - known:
+    if '.lora_' not in name:  # PEFT adds the matrix under an adapted lm_head
+      raise ValueError(
+        f'{name} {list(tensors[name].shape)} is a weight of the model, not of '
+        'the adapter; let PEFT save without it: save_embedding_layers=False'
+      )
     raise ValueError(
       f'{name} {list(tensors[name].shape)} belongs to no module that '
       f'{CONFIG_FILE} adapts in this model (target_modules)'
