@@ -170,11 +170,12 @@ def convert(
     ValueError: if the target cannot hold this model, or verifying fails.
   """
   _check(source, plan)
-  digests = []
-  watched = lazy.watch(
-    source.tree, lambda x: digests.append(checkpointing.digest_of_floats(x))
-  )
-  config, tree = _changed(source.config, watched, plan)
+  digests, tree = [], source.tree
+  if source.digest is not None:
+    tree = lazy.watch(
+      tree, lambda x: digests.append(checkpointing.digest_of_floats(x))
+    )
+  config, tree = _changed(source.config, tree, plan)
   size = sum(leaf.nbytes for _, leaf in lazy.leaves(tree))
   note = _note(source, path, plan, config)
   lock = target.with_name(f'.{target.name}.lock')

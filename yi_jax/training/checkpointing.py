@@ -495,10 +495,11 @@ def digest_of_floats(numbers: np.ndarray) -> int:
 
   Parameters are restored as float32, whatever type they are stored in.
   """
+  # Sums that wrap around, as narrow as they may be, take a tenth of the time.
   if numbers.dtype.name == 'bfloat16':  # the upper half of a float32
-    return int(numbers.view(np.uint16).sum(dtype=np.uint64)) * 2**16 % 2**32
+    return int(numbers.view(np.uint16).sum(dtype=np.uint16)) * 2**16
   bits = numbers.astype(np.float32, copy=False).view(np.uint32)
-  return int(bits.sum(dtype=np.uint64)) % 2**32
+  return int(bits.sum(dtype=np.uint32))
 
 
 def _parts(state: train_state.TrainState) -> dict[str, Any]:
