@@ -18,7 +18,6 @@ _MODEL = config_lib.get_preset(
   num_key_value_heads=1,
   head_dim=8,
   scan_layers=True,
-  initializer_range=0.3,
 )
 _LORA = lora.LoraConfig(rank=4, alpha=6.0, targets='.*/(q|up|down)_proj/kernel')
 _TOKENS = np.arange(14).reshape(2, 7)
@@ -26,7 +25,7 @@ _TOKENS = np.arange(14).reshape(2, 7)
 
 def _logits(config, params):
   model = transformer.Transformer(config)
-  return model.apply({'params': params}, _TOKENS).logits
+  return jax.jit(lambda p: model.apply({'params': p}, _TOKENS).logits)(params)
 
 
 def _random(tree, seed=1):
@@ -38,7 +37,19 @@ def _random(tree, seed=1):
 
 @pytest.fixture(scope='module')
 def params():
-  return transformer.init_params(_MODEL, jax.random.key(0))
+  numbers = _random(transformer.abstract_params(_MODEL), seed=0)
+  return jax.tree.map(lambda x: jnp.asarray(0.3 * x), numbers)
+
+
+@pytest.fixture(scope='module')
+def gradients(params):
+  """Gradients of a loss by the adapter, which is merged inside of it."""
+
+  def loss(adapter):
+    merged = lora.merge(params, adapter, _LORA)
+    return jnp.mean(jnp.square(_logits(_MODEL, merged)))
+
+  return jax.jit(jax.grad(loss))
 
 
 @pytest.fixture(scope='module')
@@ -110,17 +121,8 @@ def test_stacked_and_unrolled_are_the_same(params, adapter):
     lora.merge(apart, adapter, _LORA)
 
 
-def test_gradients_reach_a_and_b_and_the_base_stays(params, adapter):
+def test_gradients_reach_a_and_b_and_the_base_stays(params, adapter, gradients):
   before = jax.tree.map(np.array, params)
-
-  @jax.jit
-  def gradients(adapter):
-    def loss(adapter):
-      merged = lora.merge(params, adapter, _LORA)
-      return jnp.mean(jnp.square(_logits(_MODEL, merged)))
-
-    return jax.grad(loss)(adapter)
-
   grads = gradients(adapter)
   assert jax.tree.structure(grads) == jax.tree.structure(adapter)
   for grad in jax.tree.leaves(grads):  # of every layer
@@ -128,13 +130,9 @@ def test_gradients_reach_a_and_b_and_the_base_stays(params, adapter):
   jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-def test_one_step_from_a_fresh_adapter_moves_b_alone(params):
+def test_one_step_from_a_fresh_adapter_moves_b_alone(params, gradients):
   fresh = lora.init(_LORA, params, jax.random.key(1))
-  grads = jax.grad(
-    lambda adapter: jnp.sum(
-      jnp.square(_logits(_MODEL, lora.merge(params, adapter, _LORA)))
-    )
-  )(fresh)
+  grads = gradients(fresh)
   for a, b in lora.modules(grads).values():
     assert not a.any()
     assert b.any()
