@@ -1,5 +1,7 @@
 """Meshes and rules: what is cut where, and that it changes no number."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,12 +94,9 @@ def test_one_mesh_axis_for_two_dimensions_is_a_collision():
     rules.spec(mesh, ('embedd',))
 
 
-@pytest.mark.parametrize(
-  'sizes',
-  [dict(data=4), dict(fsdp=4), dict(fsdp=2, tensor=2), dict(tensor=4)],
-)
-@pytest.mark.parametrize('scan', [True, False])
-def test_every_mesh_equals_one_device(sizes, scan):
+@functools.cache
+def _on_one_device(scan):
+  """Returns config, loss and gradient, its arguments, and what it gives."""
   config = config_lib.get_preset(
     'tiny',
     vocab_size=96,
@@ -127,6 +126,16 @@ def test_every_mesh_equals_one_device(sizes, scan):
 
   grad = jax.value_and_grad(loss)
   want = jax.jit(grad, static_argnums=2)(params, tokens, None)
+  return config, grad, (params, np.asarray(tokens)), jax.device_get(want)
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [dict(data=4), dict(fsdp=4), dict(fsdp=2, tensor=2), dict(tensor=4)],
+)
+@pytest.mark.parametrize('scan', [True, False])
+def test_every_mesh_equals_one_device(sizes, scan):
+  config, grad, (params, tokens), want = _on_one_device(scan)
   mesh = mesh_lib.make_mesh(sizes)
   cut = rules.shardings(
     mesh, transformer.param_axes(config), transformer.abstract_params(config)
@@ -136,7 +145,7 @@ def test_every_mesh_equals_one_device(sizes, scan):
     in_shardings=(cut, rules.batch_sharding(mesh)),
     out_shardings=(rules.replicated(mesh), cut),
   )
-  got = step(jax.device_put(params, cut), np.asarray(tokens))
+  got = step(jax.device_put(params, cut), tokens)
   assert jax.tree.leaves(got[1])[0].sharding.mesh.size == 4
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
