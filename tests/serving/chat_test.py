@@ -88,7 +88,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(begin):
   said = next(answer) + next(answer)
   answer.close()
   assert conversation.turns == _turns('who?', said)
-  # One that had not begun leaves no question without an answer.
+  # One that had not begun leaves no question behind.
   conversation.ask('and?').close()
   assert conversation.turns == _turns('who?', said)
 
@@ -191,9 +191,19 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(
   assert 'Ctrl-D ends.' in error
   assert '; stopped]' in error
   assert conversation.turns == _turns('who?', out.strip())
-  script.stream = stream
-  script._answers.insert(0, [])
-  assert list(conversation.ask('and?')) == ['', '']
+
+
+def test_a_question_stopped_before_its_answer_is_forgotten(begin):
+  conversation, script, _ = begin([])
+
+  def interrupted(*arguments, **settings):
+    raise KeyboardInterrupt
+    yield
+
+  script.stream = interrupted
+  with pytest.raises(KeyboardInterrupt):
+    list(conversation.ask('who?'))
+  assert conversation.turns == []
 
 
 def test_a_message_that_is_too_long_does_not_end_a_terminal(

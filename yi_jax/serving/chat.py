@@ -108,7 +108,8 @@ class Chat:
     budget: int,
     is_full: bool,
   ) -> Iterator[str]:
-    said, before, self.remark = '', self._writer.tokens, ''
+    said, whole = '', False
+    before, self.remark = self._writer.tokens, ''
     hidden = self.template.answer_prefix
     try:
       for text in writing.until(made, self.template.stop_texts):
@@ -116,6 +117,7 @@ class Chat:
           text, hidden = text.removeprefix(hidden), ''
         said += text
         yield text
+      whole = True
       if self._writer.tokens - before == budget:
         self.remark = (
           f'the context of {self._context:,} tokens is full: /reset begins a '
@@ -126,7 +128,8 @@ class Chat:
     finally:
       # The mark of the end belongs to the template, space before it to nobody.
       content = said.rstrip() if self.template.stop_texts else said
-      self.turns = [*turns, {'role': 'assistant', 'content': content}]
+      if said or whole:
+        self.turns = [*turns, {'role': 'assistant', 'content': content}]
 
 
 def talk(chat: Chat, writer: writing.Writer) -> None:
