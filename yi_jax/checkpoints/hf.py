@@ -23,7 +23,7 @@ from yi_jax.checkpoints import (
   safetensors_files,
   torch_files,
 )
-from yi_jax.data import atomic
+from yi_jax.data import atomic, tokenizer_files
 from yi_jax.models import config as model_config
 
 SHARD_BYTES = 5_000_000_000  # as transformers cuts
@@ -61,7 +61,7 @@ def read_config(
       f'no checkpoint: there is no {file}; give the folder that holds '
       'config.json and the weights'
     )
-  found = hf_config.to_model(hf_config.read(file), str(file))
+  found = hf_config.to_model(tokenizer_files.json_object(file), str(file))
   return found.replace(scan_layers=scan_layers)
 
 
@@ -176,7 +176,7 @@ def write(
   """
   tensors = naming.from_params(config, tree)
   companions.put(tokenizer, folder)
-  ids = hf_config.read(folder / hf_config.GENERATION_FILE)
+  ids = tokenizer_files.json_object(folder / hf_config.GENERATION_FILE)
   kinds = {leaf.dtype.name for leaf in tensors.values()}
   stored = kinds.pop() if len(kinds) == 1 else 'float32'
   values = hf_config.from_model(config, stored, ids)
@@ -235,7 +235,7 @@ def _open_weights(path: pathlib.Path) -> dict[str, lazy.Leaf]:
 def _index(path: pathlib.Path, name: str) -> dict[str, str]:
   """Returns tensor -> file of an index whose files are all there."""
   index = path / f'{name}.index.json'
-  files = hf_config.read(index).get('weight_map')
+  files = tokenizer_files.json_object(index).get('weight_map')
   if not isinstance(files, dict) or not files:
     raise ValueError(f'{index} is damaged: it has no weight_map')
   suffix = pathlib.PurePath(name).suffix

@@ -6,7 +6,6 @@ and that we do not compute is refused by name.
 """
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,22 +44,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
   'quantization_config': (None,),
   'num_local_experts': (None,),
 }
-
-
-def read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the content of a config file.
-
-  Raises:
-    FileNotFoundError: if it is not there.
-    ValueError: if it is no JSON object.
-  """
-  try:
-    values = json.loads(path.read_bytes())
-  except ValueError as error:
-    raise ValueError(f'{path} is damaged: {error}') from error
-  if not isinstance(values, dict):
-    raise ValueError(f'{path} holds no JSON object')
-  return values
 
 
 def to_model(

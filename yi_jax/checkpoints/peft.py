@@ -20,12 +20,11 @@ from flax import traverse_util
 
 from yi_jax.checkpoints import (
   companions,
-  hf_config,
   lazy,
   naming,
   safetensors_files,
 )
-from yi_jax.data import atomic
+from yi_jax.data import atomic, tokenizer_files
 from yi_jax.models import config as model_config
 from yi_jax.models import lora
 
@@ -79,7 +78,7 @@ def load_adapter(
         'has saved'
       )
   file = path / CONFIG_FILE
-  values = hf_config.read(file)
+  values = tokenizer_files.json_object(file)
   _refuse_other_kinds(values, str(file))
   entries = [
     entry

@@ -162,8 +162,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: if it holds something else.
   """
-  if not path.is_file():
-    return {}
+  return json_object(path) if path.is_file() else {}
+
+
+def json_object(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file.
+
+  Raises:
+    FileNotFoundError: if it is not there.
+    ValueError: if it holds something else.
+  """
   try:
     found = json.loads(path.read_bytes())
   except ValueError as error:
