@@ -10,7 +10,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
@@ -143,6 +143,23 @@ def added_token(text: str, special: bool) -> dict[str, Any]:
 def spelling(token: Any) -> str | None:
   """Returns a token's text; config files give it bare or in an object."""
   return token.get('content') if isinstance(token, dict) else token
+
+
+def encode_special(
+  text: str, special_ids: Mapping[str, int], encode: Callable[[str], list[int]]
+) -> list[int]:
+  """Returns the ids of a text whose special tokens become their ids.
+
+  Args:
+    text: any Unicode string; where several fit, the longest token counts.
+    special_ids: spelling -> id, not empty.
+    encode: gives the ids of the text between them.
+  """
+  longest_first = sorted(special_ids, key=len, reverse=True)
+  ids = []
+  for part in re.split(f'({"|".join(map(re.escape, longest_first))})', text):
+    ids += [special_ids[part]] if part in special_ids else encode(part)
+  return ids
 
 
 def stop_ids(facts: Facts, special_ids: Mapping[str, int]) -> tuple[int, ...]:

@@ -96,8 +96,6 @@ class JsonVocabulary:
       )
     self.eos_id = known[0]
     self._tokenizer = _plain(content, self.special_ids)
-    longest_first = sorted(self.special_ids, key=len, reverse=True)
-    self._split = re.compile(f'({"|".join(map(re.escape, longest_first))})')
 
   def encode(self, text: str, allow_special: bool = False) -> list[int]:
     """Returns the ids of a text and nothing else: no BOS, no EOS.
@@ -111,11 +109,7 @@ class JsonVocabulary:
       ValueError: for a lone surrogate, which is no text.
     """
     if allow_special:
-      ids = []
-      for part in self._split.split(text):
-        special = self.special_ids.get(part)
-        ids += self.encode(part) if special is None else [special]
-      return ids
+      return tokenizer_files.encode_special(text, self.special_ids, self.encode)
     vocabulary.check_text(text)
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 

@@ -118,8 +118,6 @@ class Vocabulary:
       model_proto=model.SerializeToString()
     )
     self._bytes = [_piece_bytes(piece) for piece in model.pieces]
-    longest_first = sorted(self.special_ids, key=len, reverse=True)
-    self._split = re.compile(f'({"|".join(map(re.escape, longest_first))})')
 
   def encode(self, text: str, allow_special: bool = False) -> list[int]:
     """Returns the ids of a text and nothing else: no BOS, no EOS.
@@ -133,11 +131,7 @@ class Vocabulary:
       ValueError: for a lone surrogate, which is no text.
     """
     if allow_special:
-      ids = []
-      for part in self._split.split(text):
-        special = self.special_ids.get(part)
-        ids += self.encode(part) if special is None else [special]
-      return ids
+      return tokenizer_files.encode_special(text, self.special_ids, self.encode)
     check_text(text)
     return self._processor.encode(text)
 
