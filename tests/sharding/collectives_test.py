@@ -108,3 +108,40 @@ def test_what_a_loop_calls_counts_in_every_round():
     collectives.Collective('collective-permute', ('fsdp',), 15, 15 * 400),
     collectives.Collective('all-reduce', ('fsdp',), 1, 600),
   ]
+
+
+def test_a_loop_of_the_tpu_compiler_counts_up_to_a_constant():
+  mesh = mesh_lib.make_mesh(dict(fsdp=4))
+  loop = """
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g = f32[8]{0} all-gather(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %other = s32[] constant(3)
+  %end = s32[]{:T(128)} constant(60)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %end), direction=LT
+}
+"""
+  text = _program(
+    '%w = (s32[], f32[8]) while(%t), condition=%condition, body=%body',
+    more=loop,
+  )
+  want = [collectives.Collective('all-gather', ('fsdp',), 60, 60 * 24)]
+  assert collectives.collectives(text, mesh) == want
+
+
+def test_a_fused_reduce_scatter_is_one():
+  mesh = mesh_lib.make_mesh(dict(fsdp=4))
+  fused = """
+%all-reduce-scatter.1 (input: f32[8]) -> f32[2] {
+  %all-reduce.1 = f32[8]{0} all-reduce(%input), to_apply=%sum
+  ROOT %part = f32[2]{0} dynamic-slice(%all-reduce.1, %i)
+}
+"""
+  text = _program(
+    '%f = f32[2]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1',
+    more=fused,
+  )
+  want = [collectives.Collective('reduce-scatter', ('fsdp',), 1, 24)]
+  assert collectives.collectives(text, mesh) == want

@@ -66,6 +66,10 @@ _CALLED = re.compile(
   r'|true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
 )
 _ROUNDS = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?[:=]\s*"?(\d+)')
+_CONSTANT = re.compile(r'^\s+%?(?P<name>[\w.\-]+) = .*? constant\((?P<n>\d+)\)')
+_BELOW = re.compile(r'compare\(.*?, %?(?P<name>[\w.\-]+)\), direction=LT')
+# XLA:TPU's name of the computation that adds up and keeps a part in one go.
+_FUSED_SCATTER = 'all-reduce-scatter'
 
 
 def collectives(
@@ -84,9 +88,11 @@ def collectives(
     if name not in done:
       totals: _Totals = collections.defaultdict(lambda: (0, 0.0))
       for line in bodies.get(name, ()):
+        times = _rounds(line, bodies)
         for key, (count, sent) in _of_line(line, mesh, visit).items():
-          totals[key] = (totals[key][0] + count, totals[key][1] + sent)
-      done[name] = totals
+          before = totals[key]
+          totals[key] = (before[0] + times * count, before[1] + times * sent)
+      done[name] = _scattered(totals) if _FUSED_SCATTER in name else totals
     return done[name]
 
   found = [
@@ -134,15 +140,41 @@ def _of_line(
     'select-and-scatter',
   ):
     return {}  # calls scalar functions
-  rounds = _ROUNDS.search(line) if name == 'while' else None
-  times = int(rounds[1]) if rounds else 1
   totals: _Totals = {}
   for names in _CALLED.findall(line):
     for called in names.strip('{}').split(','):
       for key, (count, sent) in visit(called.strip().lstrip('%')).items():
         before = totals.get(key, (0, 0.0))
-        totals[key] = (before[0] + times * count, before[1] + times * sent)
+        totals[key] = (before[0] + count, before[1] + sent)
   return totals
+
+
+def _rounds(line: str, bodies: dict[str, list[str]]) -> int:
+  """Returns how often a loop runs; 1 for anything else, or if XLA cannot say.
+
+  XLA:CPU and GPU write the number beside the loop. XLA:TPU does not: there the
+  loop counts from 0 and its condition compares with a constant.
+  """
+  if not (match := _OPERATION.match(line)) or match['name'] != 'while':
+    return 1
+  if known := _ROUNDS.search(line):
+    return int(known[1])
+  condition = re.search(r'condition=%?([\w.\-]+)', line)
+  lines = bodies.get(condition[1], []) if condition else []
+  constants = {m['name']: int(m['n']) for m in map(_CONSTANT.match, lines) if m}
+  below = [m for m in map(_BELOW.search, lines) if m]
+  return constants.get(below[0]['name'], 1) if len(below) == 1 else 1
+
+
+def _scattered(totals: _Totals) -> _Totals:
+  """Turns all-reduces of which each device keeps its part into what they are."""
+  return {
+    ('reduce-scatter' if kind == 'all-reduce' else kind, axes): (
+      count,
+      sent / 2 if kind == 'all-reduce' else sent,
+    )
+    for (kind, axes), (count, sent) in totals.items()
+  }
 
 
 # ----------------------------------------------------------- shapes and groups
