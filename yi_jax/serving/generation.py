@@ -115,9 +115,7 @@ class Generator:
     )
     self._apply = _apply
     if jax.default_backend() == 'cpu':
-      params['layers'] = jax.tree.map(
-        lambda x: x.T if x.ndim == 2 else x, params['layers']
-      )
+      params['layers'] = _transposed(params['layers'])
       self._apply = _apply_transposed
     self._params = params
     self._vocabulary_size = vocabulary_size or config.vocab_size
@@ -372,10 +370,36 @@ def _apply(
   return model.apply({'params': params}, tokens, **inputs)
 
 
+# Products of one input that become one: where, the first, those that follow.
+_TOGETHER = (
+  ('self_attn', 'q_proj', ('k_proj', 'v_proj')),
+  ('mlp', 'gate_proj', ('up_proj',)),
+)
+
+
+def _transposed(layers: dict[str, Any]) -> dict[str, Any]:
+  """Returns layers with kernels as [out, in], those of one input in one array.
+
+  One array that is read at a stretch takes a tenth less time than three.
+  """
+  layers = jax.tree.map(lambda x: x.T if x.ndim == 2 else x, layers)
+  for layer in layers.values():
+    for place, first, others in _TOGETHER:
+      projections = layer.get(place, {})
+      if first in projections and all(name in projections for name in others):
+        joined = [projections.pop(name) for name in (first, *others)]
+        projections[first] = jax.tree.map(
+          lambda *parts: jnp.concatenate(parts), *joined
+        )
+  return layers
+
+
 def _apply_transposed(
   model: transformer.Transformer, params: Any, tokens: jax.Array, **inputs: Any
 ) -> transformer.Output:
-  """Runs the model on layers whose kernels are stored as [out, in]."""
+  """Runs the model on layers whose kernels are stored by `_transposed`."""
+  waiting = {}  # path of a projection -> its part of a product already made
+  after = {first: others for _, first, others in _TOGETHER}
 
   def product(
     call: Callable[..., Any],
@@ -387,11 +411,24 @@ def _apply_transposed(
     if not isinstance(module, transformer.Linear):
       return call(*arguments, **named)
     [x] = arguments
+    *parent, name = module.path
+    if module.path in waiting:
+      return waiting.pop(module.path)
     kernel = module.get_variable('params', 'kernel')
     y = _times_transposed(x.reshape(-1, x.shape[-1]), kernel)
     if module.use_bias:
       y += module.get_variable('params', 'bias').astype(y.dtype)
-    return y.reshape(*x.shape[:-1], -1)
+    y = y.reshape(*x.shape[:-1], -1)
+    if y.shape[-1] == module.features:
+      return y
+    # The model asks for the others with the same input right after this.
+    ends = [module.features]
+    if name == 'q_proj':
+      ends.append((module.features + y.shape[-1]) // 2)
+    y, *rest = jnp.split(y, ends, axis=-1)
+    for other, part in zip(after[name], rest, strict=True):
+      waiting[(*parent, other)] = part
+    return y
 
   with nn.intercept_methods(product):
     return _apply(model, params, tokens, **inputs)
