@@ -30,6 +30,7 @@ _MAY_IMPORT = {
   'data': {'app', 'paths'},
   'checkpoints': {'models', 'data', 'paths'},
   'training': {'models', 'sharding', 'data', 'checkpoints', 'paths'},
+  'sweeping': {'app', 'paths', 'data', 'training'},
   'serving': {
     *('models', 'sharding', 'data', 'checkpoints', 'training', 'paths')
   },

@@ -114,14 +114,15 @@ def run(
   argv = list(sys.argv[1:] if argv is None else argv)
   module = sys.modules[main.__module__]
   spec = getattr(module, '__spec__', None)
-  verb = f'python -m {spec.name if spec else module.__name__}'
+  # A script of launch/ has no module name.
+  verb = f'python {f"-m {spec.name}" if spec else os.path.relpath(sys.argv[0])}'
   logging.set_verbosity(logging.WARNING)  # Orbax tells every step otherwise
   if {'--help', '-h', '-help'} & set(argv):
     print(_help(module, flag_values, f'{verb} {example}', needs_config))
     return 0
   show_traceback, workdir = '--traceback' in argv, None
   try:
-    config_spec, assignments, rest = _split(argv)
+    config_spec, assignments, rest = split(argv)
     arguments = ()
     if needs_config:
       if not config_spec:
@@ -176,7 +177,7 @@ def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
     node, path = node[part], f'{path}.{part}'
 
 
-def _split(argv: list[str]) -> tuple[str, list[str], list[str]]:
+def split(argv: list[str]) -> tuple[str, list[str], list[str]]:
   """Returns the --config file, the `key=value` of --config.*, and the rest."""
   spec, assignments, rest = '', [], []
   arguments = iter(argv)
