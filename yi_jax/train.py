@@ -8,9 +8,10 @@ import collections
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,12 +30,17 @@ from yi_jax.training import (
   evaluation,
   faults,
   metrics,
+  recovery,
   report,
   run_config,
+  status,
   train_step,
   weights,
+  workdir_lock,
 )
+from yi_jax.training import goodput as goodput_lib
 from yi_jax.training import state as train_state
+from yi_jax.training import watchdog as watchdogs
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
@@ -44,25 +50,53 @@ _WORKDIR = flags.DEFINE_string(
   flag_values=FLAGS,
 )
 
-_DIVERGED = 1  # exit code
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'host:port of process 0, where no launcher tells (see docs/faults.md)',
+  flag_values=FLAGS,
+)
+_PROCESSES = flags.DEFINE_integer(
+  'processes', None, 'how many processes there are', flag_values=FLAGS
+)
+_PROCESS = flags.DEFINE_integer(
+  'process', None, 'which of them this is, from 0', flag_values=FLAGS
+)
+
+_DIVERGED, _NOT_JOINED = 1, 4  # exit codes
+# A cluster that starts a stopped run again names the exit code it looks for.
+_STOPPED_EXIT = 'YI_STOPPED_EXIT'
 # Ours: lively enough not to repeat itself, small models do at 0.
 _SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 0.7, 0.9
 
 
 def main(config: ml_collections.ConfigDict) -> int:
   """Trains what a config describes; returns the exit code."""
-  start.start()
-  compilation_cache.enable()
   try:
-    with faults.StopSignal() as stop:
-      return train(config, _WORKDIR.value, stop)
-  except faults.Diverged as error:
+    start.start(_place())
+  except start.NotJoined as error:
     print(f'error: {error}', file=sys.stderr)
-    return _DIVERGED
+    return _NOT_JOINED
+  compilation_cache.enable()
+  skipped = []
+  with faults.StopSignal() as stop:
+    while True:
+      try:
+        return train(config, _WORKDIR.value, stop, skipped)
+      except faults.GoBack as error:
+        print(f'warning: {error}', file=sys.stderr)
+        skipped = error.skipped
+      except faults.Diverged as error:
+        print(f'error: {error}', file=sys.stderr)
+        status.tell(status.DIVERGED, error.last)
+        return _DIVERGED
 
 
 def train(
-  config: ml_collections.ConfigDict, workdir: str, stop: faults.StopSignal
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: faults.StopSignal,
+  skipped: Sequence[tuple[int, int]] = (),
 ) -> int:
   """Runs, or continues, one run until it ends or is asked to stop.
 
@@ -70,15 +104,32 @@ def train(
     config: see `run_config.defaults`.
     workdir: absolute path or URL.
     stop: tells when to save and leave.
+    skipped: ranges of rows to leave out, beyond those that the checkpoint
+      knows of, see `loader.place`.
 
   Returns:
-    Exit code of the process: 0 also after SIGTERM, 130 after Ctrl-C.
+    Exit code of the process: 130 after Ctrl-C, YI_STOPPED_EXIT or else 0 after
+    SIGTERM.
 
   Raises:
     ValueError: for a config that cannot be run.
-    OSError: if data are missing or checkpoints can be neither read nor written.
+    OSError: if data are missing, checkpoints cannot be read, or the last one
+      cannot be written.
     faults.Diverged: if too many updates in a row were bad.
+    faults.GoBack: if the run shall be continued without the rows of these.
   """
+  with contextlib.ExitStack() as stack:
+    return _train(config, workdir, stop, skipped, stack)
+
+
+def _train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  stop: faults.StopSignal,
+  skipped: Sequence[tuple[int, int]],
+  stack: contextlib.ExitStack,
+) -> int:
+  """Is `train`; closes what it opens with the stack."""
   started = time.monotonic()
   chief = jax.process_index() == 0
   say = print if chief else lambda *unused: None
@@ -110,20 +161,16 @@ def train(
   #                     State: resume, warm start or fresh                     #
   ##############################################################################
 
-  identity = run_config.identity(config, run)
-  checkpoints = checkpointing.Checkpointer(workdir, config.checkpoint.keep)
-  state, past = _start(
-    config,
-    run,
-    mesh,
-    workdir,
-    identity,
-    texts,
-    checkpoints,
-    say,
-  )
-  first, rows_before = int(state.step), past.get('rows_consumed', 0)
+  lock = stack.enter_context(workdir_lock.WorkdirLock(workdir))
   folder = metrics.Folder(workdir)
+  goodput = goodput_lib.Goodput(folder.path if chief else None)
+  identity = run_config.identity(config, run)
+  checkpoints = recovery.Checkpoints(workdir, lock, config.checkpoint, say)
+  stack.callback(checkpoints.close)
+  with goodput.on('restore'):
+    state, past = _start(config, run, mesh, identity, texts, checkpoints, say)
+  first, rows_before = int(state.step), past.get('rows_consumed', 0)
+  skipped = sorted(set(map(tuple, [*past.get('skipped_rows', ()), *skipped])))
   if first > run.steps:
     raise ValueError(
       f'{workdir} is at step {first:,} already, beyond train.steps = '
@@ -131,7 +178,9 @@ def train(
     )
   if first == run.steps and os.path.exists(f'{folder.path}/report.json'):
     say(f'{first:,} steps are done; see {workdir}/report.json')
+    status.tell(status.DONE, first)
     return 0
+  goodput.resumed(first)
   if chief:  # with the weights, so that they are of use without the data
     words.save(folder.path)
 
@@ -144,7 +193,8 @@ def train(
     run, mesh, heldout, words, config.train.eval_rows
   )
   clock = time.monotonic()
-  update = step.lower().compile()
+  with goodput.on('compile'):
+    update = step.lower().compile()
   say(f'compiled in {time.monotonic() - clock:.0f} s')
   # Steps queued on several virtual CPU devices wait for each other for ever.
   queue = 0 if jax.default_backend() == 'cpu' and mesh.size > 1 else 1
@@ -154,7 +204,13 @@ def train(
   ##############################################################################
 
   board = metrics.Board(
-    run, mesh, folder.path, first, rows_before, config.train.log_every
+    run,
+    mesh,
+    folder.path,
+    first,
+    rows_before,
+    config.train.log_every,
+    goodput,
   )
   profiler = metrics.Profiler(
     run_config.profile_range(config.train.profile), f'{folder.path}/profile'
@@ -167,109 +223,174 @@ def train(
     rows_consumed=rows_before,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    skipped=skipped,
   )
+  watchdog = watchdogs.Watchdog(config.train.hang_seconds, folder.path)
+  for resource in (loader, board, profiler, watchdog):
+    stack.callback(resource.close)
+  row_log = None
+  if config.train.log_rows:
+    row_log = stack.enter_context(metrics.RowLog(folder.path, first))
   bits = {}
   late = collections.deque()  # (step, metrics) the host has not looked at
+
+  def rows_read(number: int) -> int:
+    return rows_before + (number - first) * run.rows
 
   def look(number: int, values: train_step.Metrics, **more: Any) -> None:
     values = jax.device_get(values)
     board.record(number, values, **more)
-    faults.check(number, values['bad'], values['loss'], run.max_bad_steps)
+    try:
+      faults.check(number, values['bad'], values['loss'], run.max_bad_steps)
+    except faults.Diverged as error:
+      if len(skipped) >= config.train.rollback:
+        raise
+      if not checkpoints.durable_before(error.first):
+        raise
+      goodput.keep(number)
+      checkpoints.forget_after(error.first - 1)
+      raise faults.GoBack(
+        f'{error}. Goes back to the last checkpoint before, and leaves the '
+        'rows of these steps out',
+        faults.leave_out(
+          skipped, rows_read(error.first - 1), rows_read(error.last)
+        ),
+      ) from error
 
-  def save(number: int) -> None:
-    seconds = past.get('seconds', 0.0) + time.monotonic() - started
-    rows = rows_before + (number - first) * run.rows
+  def save(kind: str, number: int) -> None:
     board.sync()
     checkpoints.save(
+      kind,
       number,
       state,
       checkpointing.manifest(
         identity=identity,
         model=run.model,
         vocabulary_hash=texts.vocabulary_hash,
-        rows_consumed=rows,
+        rows_consumed=rows_read(number),
         rates=texts.stages[0][1],
         rows=texts.keys,
-        seconds=seconds,
+        seconds=past.get('seconds', 0.0) + time.monotonic() - started,
+        skipped_rows=skipped,
       ),
     )
+    goodput.saved(number)
+    status.tell(status.RUNNING, number)
     if chief:
       folder.push()
 
-  with contextlib.ExitStack() as stack:
-    for resource in (checkpoints, loader, board, profiler):
-      stack.callback(resource.close)
-    for number in range(first + 1, run.steps + 1):
-      batch = train_step.put_batch(next(loader), step.batch)
-      profiler.before(number)
-      state, values = update(state, batch)
-      profiler.after(number, values)
-      late.append((number, values))
+  status.tell(status.RUNNING, first)
+  goodput.now('step')
+  clock = time.monotonic()
+  for number in range(first + 1, run.steps + 1):
+    with goodput.on('data'):
+      rows = next(loader)
+    if row_log:
+      row_log.write(number, rows['row_id'])
+    batch = train_step.put_batch(rows, step.batch)
+    profiler.before(number)
+    state, values = update(state, batch)
+    profiler.after(number, values)
+    late.append((number, values))
+    if number == first + 1 and jax.process_count() > 1:
+      jax.block_until_ready(values)
+      _introduce(number, time.monotonic() - clock)
 
-      last, stopping = number == run.steps, stop.agreed(number)
-      saves = last or stopping or number % config.checkpoint.every == 0
-      every = config.train.eval_every
-      evaluates = last or bool(every and number % every == 0)
-      pauses = saves or evaluates
-      while len(late) > max(queue, pauses):
-        look(*late.popleft())
-      if pauses:
-        # Metrics before the checkpoint: what is saved has all its lines.
-        with board.paused(values):
-          more = {}
-          if evaluates and not stopping:
+    last, stopping = number == run.steps, stop.agreed(number)
+    saves = checkpoints.kind(number, end=last or stopping)
+    every = config.train.eval_every
+    evaluates = last or bool(every and number % every == 0)
+    pauses = bool(saves or evaluates)
+    while len(late) > max(queue, pauses):
+      look(*late.popleft())
+    watchdog.alive(number)
+    if pauses:
+      # Metrics before the checkpoint: what is saved has all its lines.
+      with board.paused(values), watchdog.paused():
+        more = {}
+        if evaluates and not stopping:
+          with goodput.on('evaluation'):
             more['bits_per_byte'] = bits = evaluate(state.params)
-          while late:
-            look(*late.popleft(), **more)
-          if saves:
-            save(number)
-      if stopping:
-        board.say(f'stopped by a signal; step {number:,} is saved in {workdir}')
-        return app.INTERRUPTED if stop.received == signal.SIGINT else 0
+        while late:
+          look(*late.popleft(), **more)
+        if saves:
+          with goodput.on('save'):
+            save(saves, number)
+            if last or stopping:
+              checkpoints.wait()
+    if stopping:
+      board.say(f'stopped by a signal; step {number:,} is saved in {workdir}')
+      status.tell(status.SAVED, number)
+      if stop.received == signal.SIGINT:
+        return app.INTERRUPTED
+      return int(os.environ.get(_STOPPED_EXIT, '0'))
+  watchdog.close()
 
   ##############################################################################
   #                                  The end                                   #
   ##############################################################################
 
+  goodput.now('evaluation')
+  bits, samples = (
+    bits or evaluate(state.params),
+    _samples(config, run, state, words),
+  )
+  goodput.keep(run.steps)
   values = {
     'steps': run.steps,
-    'tokens': (rows_before + (run.steps - first) * run.rows) * run.length,
-    'bits_per_byte': bits or evaluate(state.params),
+    'tokens': rows_read(run.steps) * run.length,
+    'bits_per_byte': bits,
     'xz': heldout.xz,
     'skipped': int(state.guard.skipped),
-    'samples': _samples(config, run, state, words),
+    'skipped_rows': sum(end - begin for begin, end in skipped),
+    'goodput': goodput.report(),
+    'samples': samples,
     'seconds': past.get('seconds', 0.0) + time.monotonic() - started,
   }
+  checkpoints.complete()
   if chief:
     report.write(folder.path, values)
     folder.push()
     say(report.summary(values, workdir))
+  status.tell(status.DONE, run.steps)
   return 0
+
+
+def _place() -> start.Place | None:
+  """Returns what the flags say of this process among others, if anything."""
+  address, count, index = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  if address is None and count is None and index is None:
+    return None
+  if address is None or count is None or index is None:
+    raise ValueError('--coordinator, --processes and --process go together')
+  return start.checked('by hand', address, str(count), str(index))
 
 
 def _start(
   config: ml_collections.ConfigDict,
   run: run_config.Run,
   mesh: jax.sharding.Mesh,
-  workdir: str,
   identity: dict[str, Any],
   texts: prepared.Prepared,
-  checkpoints: checkpointing.Checkpointer,
+  checkpoints: recovery.Checkpoints,
   say: Callable[[str], None],
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Returns the state a run starts from and the manifest of its past."""
-  # 1. An earlier part of this very run.
-  if checkpoints.steps():
-    manifest = checkpointing.newest_manifest(workdir)
+
+  def check(manifest: dict[str, Any]) -> None:
     changed = run_config.refuse_other_run(
       manifest['run'], identity, manifest['rows_consumed'] * run.length
     )
     checkpointing.refuse_other_vocabulary(manifest, texts.vocabulary_hash)
     checkpointing.refuse_other_data(manifest, texts.stages[0][1], texts.keys)
-    state, manifest, complaints = checkpoints.restore(
-      train_state.abstract(run, mesh)
-    )
-    for line in [*complaints, *changed]:
+    for line in changed:
+      say(line)
+
+  # 1. An earlier part of this very run.
+  restored = checkpoints.restore(train_state.abstract(run, mesh), check)
+  if restored:
+    state, manifest, complaints = restored
+    for line in complaints:
       say(line)
     say(f'continues after step {int(state.step):,}')
     return state, manifest
@@ -317,6 +438,16 @@ def _samples(
     {'prompt': prompt, 'text': words.decode(ids)}
     for prompt, ids in zip(prompts, made, strict=True)
   ]
+
+
+def _introduce(number: int, seconds: float) -> None:
+  """Prints that this process computes: the only line of each one."""
+  print(
+    f'process {jax.process_index()} of {jax.process_count()} on '
+    f'{socket.gethostname()}: step {number:,} in {seconds:.1f} s',
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def _describe(

@@ -18,6 +18,7 @@ from typing import Protocol
 from yi_jax import paths
 
 _LAUNCH = paths.REPOSITORY / 'launch'
+_STOPPED = 75  # exit code we ask for, EX_TEMPFAIL
 
 
 class Place(Protocol):
@@ -84,7 +85,11 @@ class Local:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **self._slots[slot]},
+        env={
+          **os.environ,
+          **self._slots[slot],
+          'YI_STOPPED_EXIT': str(_STOPPED),
+        },
         pass_fds=self._lock,
         start_new_session=True,  # Ctrl-C reaches a run through `stop`, once
       )
@@ -95,7 +100,7 @@ class Local:
 
   def reason(self, name: str) -> str:
     code = self._runs[name].wait()
-    if code == 0:
+    if code == _STOPPED:
       return 'stopped by a signal; it is saved'
     if code < 0:
       return f'killed by {signal.Signals(-code).name}'
