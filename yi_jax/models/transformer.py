@@ -8,11 +8,13 @@ SwiGLU, no biases (Yi report 2.3). Layers follow `config.layer_pattern`: inside
 a repeat they are named 0..p-1 (no level when p = 1) and the repeats are
 scanned; with `scan_layers=False` they are named 0..L-1 under `layers`.
 
-The model knows no mesh. What depends on one is injected: `attention_fn` and
-`constrain`, which pins an activation to logical axes. Parameters carry logical
-axis names (MaxText's words), see `param_axes`.
+The model knows no mesh. What depends on one is injected: `attention_fn`,
+`constrain`, which pins an activation to logical axes, and `layers_fn`, which
+runs the stacked layers. Parameters carry logical axis names (MaxText's words),
+see `param_axes`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +28,17 @@ from yi_jax.models import config as config_lib
 _STREAM = ('activation_batch', 'activation_length', 'activation_embed')
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+
+
+# run(params, x_BTD, context, attention_fn, constrain) -> (x_BTD, aux) takes the
+# stream through a stack of repeats, as many as the leaves of params have in
+# front. Leaves of the context are [B, ...] or scalars.
+RunRepeats = Callable[..., tuple[jax.Array, dict[str, Any]]]
+# layers_fn(run, params, x_BTD, context) -> (x_BTD, aux): all the repeats.
+LayersFn = Callable[
+  [RunRepeats, dict[str, Any], jax.Array, Any],
+  tuple[jax.Array, dict[str, Any]],
+]
 
 
 class Output(NamedTuple):
@@ -314,6 +327,42 @@ def _in_order(
   return x_BTD, (new_slots, auxes)
 
 
+def _layers(
+  config: config_lib.ModelConfig,
+  num_repeats: int,
+  attention_fn: attention.AttentionFn,
+  constrain: Constrain,
+  **where: Any,
+) -> nn.Module:
+  """Returns all layers as one module; `where` is its name or parent."""
+  if not config.scan_layers:
+    return _Unrolled(config, attention_fn, constrain, **where)
+  scanned = nn.scan(
+    _Repeat,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=(0, nn.broadcast),
+    length=num_repeats,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  return scanned(config, attention_fn, constrain, **where)
+
+
+def _run_repeats(
+  config: config_lib.ModelConfig,
+  params: dict[str, Any],
+  x_BTD: jax.Array,
+  context: _Context,
+  attention_fn: attention.AttentionFn,
+  constrain: Constrain,
+) -> tuple[jax.Array, dict[str, Any]]:
+  """Runs a stack of repeats by itself; see `RunRepeats`."""
+  num_repeats = len(jax.tree.leaves(params)[0])
+  layers = _layers(config, num_repeats, attention_fn, constrain, parent=None)
+  x_BTD, (_, aux) = layers.apply({'params': params}, x_BTD, {}, context)
+  return x_BTD, aux
+
+
 def _remat(config: config_lib.ModelConfig) -> type[DecoderLayer]:
   """Returns DecoderLayer, wrapped to recompute what the config asks for."""
   policies = jax.checkpoint_policies
@@ -345,6 +394,7 @@ class Transformer(nn.Module):
     cache: kv_cache.Cache | None = None,
     attention_fn: attention.AttentionFn | None = None,
     constrain: Constrain | None = None,
+    layers_fn: LayersFn | None = None,
     groups: jax.Array | None = None,
     logits: bool = True,
   ) -> Output:
@@ -360,11 +410,16 @@ class Transformer(nn.Module):
       cache: from kv_cache.init or an earlier Output.
       attention_fn: see models/attention.py; None takes the backend's default.
       constrain: pins an activation to logical axes; None does nothing.
+      layers_fn: runs the stacked layers, with an attention and a constrain of
+        its own (see sharding/pipeline.py); None runs one after the other.
       groups: int32[B, T], prefix groups of `attention.Mask`.
       logits: False for losses that take the hidden states instead.
 
     Returns:
       An Output.
+
+    Raises:
+      ValueError: for a layers_fn where layers are not stacked, or with a cache.
     """
     c = self.config
     attention_fn = attention_fn or attention.get()
@@ -388,19 +443,15 @@ class Transformer(nn.Module):
       c, x_BTD.shape[:2], segment_ids, positions, groups, cache
     )
     slots = {} if cache is None else cache.layers
-    if c.scan_layers:
-      body = nn.scan(
-        _Repeat,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=(0, nn.broadcast),
-        length=c.num_repeats,
-        metadata_params={nn.PARTITION_NAME: 'layers'},
-      )
+    if layers_fn is None:
+      layers = _layers(c, c.num_repeats, attention_fn, constrain, name='layers')
+      x_BTD, (slots, aux) = layers(x_BTD, slots, context)
     else:
-      body = _Unrolled
-    layers = body(c, attention_fn, constrain, name='layers')
-    x_BTD, (slots, aux) = layers(x_BTD, slots, context)
+      if cache is not None or not c.scan_layers:
+        raise ValueError('layers_fn needs stacked layers and takes no cache')
+      run = functools.partial(_run_repeats, c)
+      stacked = self.variables['params']['layers']
+      x_BTD, aux = layers_fn(run, stacked, x_BTD, context)
     hidden = RMSNorm(c.rms_norm_eps, name='norm')(x_BTD)
 
     if c.tie_word_embeddings:
