@@ -1,6 +1,8 @@
 """Meshes and rules: what is cut where, and that it changes no number."""
 
 import functools
+import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,9 @@ from yi_jax.training import cross_entropy
     (dict(), (1, 4, 1, 1, 1, 1)),
     (dict(data=2, fsdp=1, tensor=2), (2, 1, 1, 2, 1, 1)),
     (dict(fsdp=-1, tensor=2), (1, 2, 1, 2, 1, 1)),
+    (dict(fsdp=2, context=-1), (1, 2, 2, 1, 1, 1)),
+    (dict(data=-1, strategy='zero1'), (4, 1, 1, 1, 1, 1)),
+    (dict(stage=4), (1, 1, 1, 1, 1, 4)),
   ],
 )
 def test_minus_one_takes_what_is_left(sizes, want):
@@ -37,9 +42,16 @@ def test_minus_one_takes_what_is_left(sizes, want):
     (dict(fsdp=3), 'needs 3 devices; there are 4'),
     (dict(fsdp=-1, tensor=3), 'a multiple of 3 devices'),
     (dict(fsdp=0), 'must be positive'),
-    (dict(fsdp=2, context=2), 'mesh.context must be 1, not 2'),
     (dict(expert=-1), 'mesh.expert must be 1'),
-    (dict(stage=4), 'mesh.stage must be 1'),
+    (dict(fsdp=4, strategy='zero2'), "no mesh.strategy 'zero2'.*'zero1'"),
+    # A strategy must have work for all devices.
+    (
+      dict(stage=4, strategy='context'),
+      "'context' cuts nothing.*take pipeline",
+    ),
+    (dict(fsdp=4, strategy='zero1'), 'mesh.fsdp is 4, but.*or take fsdp or'),
+    (dict(tensor=4, strategy='fsdp'), 'mesh.tensor is 4, but'),
+    (dict(context=4, strategy='fsdp_tensor'), 'mesh.context is 4, but'),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
@@ -47,11 +59,44 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
     mesh_lib.make_mesh(sizes)
 
 
-def test_every_process_needs_rows_of_its_own(monkeypatch):
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  assert mesh_lib.make_mesh(dict(fsdp=2, tensor=2)).size == 4
-  with pytest.raises(ValueError, match='multiple of the 2 processes'):
-    mesh_lib.make_mesh(dict(tensor=4))
+def _mesh_of_processes(processes, **sizes):
+  """Returns what row_group looks at, devices dealt to processes in order."""
+  shape = mesh_lib.mesh_shape(sizes, math.prod(sizes.values()))
+  devices = np.empty(math.prod(shape), object)
+  for i in range(devices.size):
+    owner = i * processes // devices.size
+    devices[i] = types.SimpleNamespace(process_index=owner)
+  return types.SimpleNamespace(
+    axis_names=mesh_lib.AXES,
+    devices=devices.reshape(shape),
+    shape=dict(zip(mesh_lib.AXES, shape, strict=True)),
+  )
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'processes', 'want'),
+  [
+    (dict(fsdp=8), 4, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    (dict(data=2, tensor=4), 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    (dict(context=4), 2, [(0, 1), (0, 1)]),
+    (dict(fsdp=2, context=2), 1, [(0, 1)]),
+    # Each has one stage of every row, and other rows outside the layers.
+    (dict(fsdp=2, stage=2), 2, [(0, 2), (1, 2)]),
+  ],
+)
+def test_processes_that_hold_parts_of_the_same_rows_read_the_same(
+  sizes, processes, want
+):
+  mesh = _mesh_of_processes(processes, **sizes)
+  table = rules.strategy('auto', mesh.shape).rules
+  got = [mesh_lib.row_group(mesh, table, p) for p in range(processes)]
+  assert got == want
+
+
+def test_processes_that_share_some_rows_only_are_refused():
+  mesh = _mesh_of_processes(2, data=3, tensor=2)
+  with pytest.raises(ValueError, match='2 processes cannot share 3 groups'):
+    mesh_lib.row_group(mesh, rules.FSDP_TENSOR, 0)
 
 
 def test_the_rules_cut_parameters_over_fsdp_and_tensor():

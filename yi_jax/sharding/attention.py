@@ -2,15 +2,18 @@
 
 Kernels cannot be cut by the compiler, so the call is wrapped by hand: rows over
 the batch axes, heads over the tensor axis, and every device runs the kernel on
-what it holds. Rows stay whole along their length.
+what it holds. Rows that are cut along their length too, over the context axis,
+go through ring attention (ring.py) instead of that kernel.
 """
 
 import dataclasses
+import functools
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from yi_jax.models import attention
+from yi_jax.sharding import ring
 from yi_jax.sharding import rules as rules_lib
 
 
@@ -23,11 +26,15 @@ def sharded(
 
   Args:
     attend: any implementation of models/attention.py.
-    mesh: the devices; one device needs no wrapping.
-    rules: which mesh axes cut the batch and the heads.
+    mesh: the devices; one device needs no wrapping. Where `context` is larger
+      than 1, rows must be in the order of `ring.zigzag`.
+    rules: which mesh axes cut the batch, the length and the heads.
   """
   if mesh.size == 1:
     return attend
+  devices = mesh.shape['context']
+  if devices > 1:
+    attend = functools.partial(ring.attend, axis='context', devices=devices)
 
   def call(
     q_BTNH: jax.Array,
@@ -36,7 +43,7 @@ def sharded(
     mask: attention.Mask,
   ) -> jax.Array:
     def cut(x: jax.Array, heads: str) -> PartitionSpec:
-      axes = ('activation_batch', None, heads, None)
+      axes = ('activation_batch', 'activation_length', heads, None)
       return rules_lib.spec(mesh, axes, x.shape, rules)
 
     q_cut = cut(q_BTNH, 'activation_heads')
@@ -47,7 +54,7 @@ def sharded(
       groups = q_BTNH.shape[2] // k_BSKH.shape[2]
       k_BSKH, v_BSKH = (x.repeat(groups, axis=2) for x in (k_BSKH, v_BSKH))
       kv_cut = q_cut
-    rows = PartitionSpec(q_cut[0], None)
+    rows = PartitionSpec(*q_cut[:2])
     arrays = {
       field.name: x
       for field in dataclasses.fields(mask)

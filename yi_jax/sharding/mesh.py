@@ -7,7 +7,8 @@ tensor   heads, MLP width and vocabulary
 expert   experts of a mixture
 stage    layers, one group after another
 
-Nothing is cut over context, expert and stage yet: their size is 1.
+Nothing is cut over `expert` yet: its size is 1. What is cut over the others is
+told by the tables of rules.py.
 """
 
 import math
@@ -18,9 +19,11 @@ import numpy as np
 from jax.sharding import AxisType
 
 from yi_jax import spelling
+from yi_jax.sharding import rules as rules_lib
 
 AXES = ('data', 'fsdp', 'context', 'tensor', 'expert', 'stage')
-_UNUSED = ('context', 'expert', 'stage')
+# Keys of a run's section `mesh` that are no axes.
+OPTIONS = ('strategy', 'microbatches')
 
 
 def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
@@ -28,35 +31,39 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
 
   Args:
     sizes: size by axis name; a missing axis is 1, one may be -1 and takes the
-      devices that are left.
+      devices that are left. OPTIONS may stand beside them: of those only
+      'strategy' is looked at, to see that it uses every axis.
     num_devices: how many devices there are.
 
   Raises:
     ValueError: for an unknown axis, one that nothing is cut over, two -1, or
       sizes that do not fit.
   """
+  known = (*AXES, *OPTIONS)
   for name in sizes:
-    if name not in AXES:
-      raise ValueError(f'no mesh axis {name!r}{spelling.nearest(name, AXES)}')
-  for name in _UNUSED:
-    if sizes.get(name, 1) != 1:
-      raise ValueError(
-        f'mesh.{name} must be 1, not {sizes[name]}: nothing is cut over it '
-        'yet; use data, fsdp and tensor'
-      )
-  shape = [int(sizes.get(name, 1)) for name in AXES]
-  if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
+    if name not in known:
+      raise ValueError(f'no mesh axis {name!r}{spelling.nearest(name, known)}')
+  if sizes.get('expert', 1) != 1:
     raise ValueError(
-      f'Mesh sizes must be positive and at most one -1: {dict(sizes)}'
+      f'mesh.expert must be 1, not {sizes["expert"]}: no model here has '
+      'experts; use data, fsdp, context, tensor and stage'
     )
+  shape = [int(sizes.get(name, 1)) for name in AXES]
+  shown = dict(zip(AXES, shape, strict=True))
+  if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
+    raise ValueError(f'Mesh sizes must be positive and at most one -1: {shown}')
   fixed = math.prod(s for s in shape if s != -1)
   if num_devices % fixed or (-1 not in shape and fixed != num_devices):
     raise ValueError(
-      f'The mesh {dict(sizes)} needs '
+      f'The mesh {shown} needs '
       f'{"a multiple of " if -1 in shape else ""}{fixed} devices; there are '
       f'{num_devices}. Set one axis to -1 to take what is left.'
     )
-  return tuple(num_devices // fixed if s == -1 else s for s in shape)
+  shape = tuple(num_devices // fixed if s == -1 else s for s in shape)
+  rules_lib.strategy(
+    sizes.get('strategy', 'auto'), dict(zip(AXES, shape, strict=True))
+  )
+  return shape
 
 
 def make_mesh(
@@ -76,7 +83,6 @@ def make_mesh(
   auto = (AxisType.Auto,) * len(AXES)
   if devices is None:
     shape = mesh_shape(sizes, jax.device_count())
-    _check_processes(dict(zip(AXES, shape, strict=True)))
     return jax.make_mesh(shape, AXES, axis_types=auto)
   shape = mesh_shape(sizes, len(devices))
   return jax.sharding.Mesh(
@@ -84,11 +90,42 @@ def make_mesh(
   )
 
 
-def _check_processes(sizes: Mapping[str, int]) -> None:
-  """Raises ValueError unless each process has rows of its own."""
-  processes = jax.process_count()
-  if sizes['data'] * sizes['fsdp'] % processes:
+def row_group(
+  mesh: jax.sharding.Mesh, rules: rules_lib.Rules, process: int | None = None
+) -> tuple[int, int]:
+  """Returns which rows a process reads: its group, and how many there are.
+
+  Processes that only hold other parts of the same rows (cut over `context`), or
+  other parts of the model (over `tensor`), are one group and read the same.
+
+  Args:
+    mesh: the devices of all processes.
+    rules: the table that cuts the batch.
+    process: its index; None is this one.
+
+  Returns:
+    Index of the group, from 0, and the number of groups.
+
+  Raises:
+    ValueError: if processes share some rows but not all.
+  """
+  process = jax.process_index() if process is None else process
+  over = [mesh.axis_names.index(a) for a in rules['activation_batch']]
+  rest = [i for i in range(mesh.devices.ndim) if i not in over]
+  blocks = mesh.devices.transpose(over + rest).reshape(
+    math.prod(mesh.devices.shape[i] for i in over), -1
+  )
+  held: dict[int, set[int]] = {}
+  for block, devices in enumerate(blocks):
+    for device in devices:
+      held.setdefault(device.process_index, set()).add(block)
+  groups = sorted({tuple(sorted(blocks)) for blocks in held.values()})
+  if len({len(group) for group in groups}) > 1 or len(
+    {block for group in groups for block in group}
+  ) != sum(map(len, groups)):
+    named = ' x '.join(f'mesh.{a}' for a in rules['activation_batch'])
     raise ValueError(
-      f'mesh.data x mesh.fsdp ({sizes["data"]} x {sizes["fsdp"]}) must be a '
-      f'multiple of the {processes} processes: each reads rows of its own'
+      f'{len(held)} processes cannot share {len(blocks)} groups of rows '
+      f'({named}) evenly: take a multiple or a divisor of their number'
     )
+  return groups.index(tuple(sorted(held[process]))), len(groups)

@@ -31,6 +31,15 @@ FREE_KEYS = (
   'model.remat',
 )
 
+# optimizer.scale_with_batch -> factor of the learning rate, by that of the
+# batch. Linear: Goyal et al. 2017, for SGD. Square root: Malladi et al. 2022,
+# for Adam.
+_SCALES = {
+  'none': lambda ratio: 1.0,
+  'sqrt': lambda ratio: ratio**0.5,
+  'linear': lambda ratio: ratio,
+}
+
 
 def defaults() -> dict[str, Any]:
   """Returns every key of a run with its default, as nested plain dicts."""
@@ -100,6 +109,13 @@ def defaults() -> dict[str, Any]:
       'trainable': '.*',
       # Pieces a batch is cut into, one after the other, to save memory.
       'accumulate_steps': 1,
+      # How learning_rate follows data.batch_tokens: 'none', 'sqrt' (times the
+      # root of batch_tokens / reference_batch_tokens; the rule for Adam) or
+      # 'linear' (times that ratio). The number of devices changes nothing: the
+      # batch is the global one.
+      'scale_with_batch': 'none',
+      # Tokens a step that learning_rate is meant for.
+      'reference_batch_tokens': 0,
     },
     'train': {
       # Updates in all.
@@ -115,6 +131,14 @@ def defaults() -> dict[str, Any]:
       # A loss or gradient norm this many times its running mean is a spike;
       # 0 skips only what is not finite.
       'spike_factor': 10.0,
+      # Times the run may, instead of giving up, go back to the last checkpoint
+      # before the skipped updates and leave their rows out.
+      'rollback': 0,
+      # Seconds after which a step that does not end is taken for hung: the
+      # process shows its stacks and exits with code 3. 0 waits for ever.
+      'hang_seconds': 1800,
+      # Write the row_id of every row read to WORKDIR/rows/PROCESS.jsonl.
+      'log_rows': False,
       # Steps to profile, e.g. '10-12'; '' profiles nothing.
       'profile': '',
     },
@@ -123,6 +147,10 @@ def defaults() -> dict[str, Any]:
       'every': 500,
       # Checkpoints kept, the newest ones.
       'keep': 3,
+      # Steps between two fast checkpoints on each host's own disk; 0: none.
+      'local_every': 0,
+      # Where those are; '' is yi_jax in the folder for temporary files.
+      'local_folder': '',
     },
     'sample': {
       # Text the trained model continues at the end, into report.json.
@@ -130,8 +158,17 @@ def defaults() -> dict[str, Any]:
       # Tokens it adds to each.
       'tokens': 48,
     },
-    # Devices along each axis; -1 takes those that are left.
-    'mesh': {'data': 1, 'fsdp': -1, 'context': 1, 'tensor': 1},
+    'mesh': {
+      # Devices along each axis; -1 takes those that are left.
+      'data': 1,
+      'fsdp': -1,
+      'context': 1,
+      'tensor': 1,
+      'stage': 1,
+      # What is cut over them, one of yi_jax.sharding.rules.STRATEGIES; 'auto'
+      # takes the one that the axes in use call for.
+      'strategy': 'auto',
+    },
   }
 
 
@@ -167,6 +204,7 @@ class Run:
     rows: B, rows a step over all devices.
     max_bad_steps: skipped updates in a row that end the run.
     spike_factor: see `defaults`.
+    strategy: what is cut over which mesh axis, see sharding/rules.py.
   """
 
   model: model_config.ModelConfig
@@ -176,6 +214,7 @@ class Run:
   rows: int
   max_bad_steps: int = 10
   spike_factor: float = 0.0
+  strategy: str = 'auto'
 
 
 def resolve(config: Any) -> Run:
@@ -213,7 +252,11 @@ def resolve(config: Any) -> Run:
     section, name = key.split('.')
     if config[section][name] < 1:
       raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
-  for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor'):
+  for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor') + (
+    'train.rollback',
+    'train.hang_seconds',
+    'checkpoint.local_every',
+  ):
     section, name = key.split('.')
     if config[section][name] < 0:
       raise ValueError(f'{key} must not be negative')
@@ -225,7 +268,7 @@ def resolve(config: Any) -> Run:
       f'data.length ({data["length"]})'
     )
   profile_range(train['profile'])
-  settings = optimizer.Settings(**config['optimizer'])
+  settings = optimizer.Settings(**_scaled(config['optimizer'], data))
   run = Run(
     model=model,
     optimizer=settings,
@@ -234,6 +277,7 @@ def resolve(config: Any) -> Run:
     rows=data['batch_tokens'] // data['length'],
     max_bad_steps=train['max_bad_steps'],
     spike_factor=train['spike_factor'],
+    strategy=config['mesh']['strategy'],
   )
   optimizer.check(settings, run.steps, transformer.param_axes(model))
   if run.rows % settings.accumulate_steps:
@@ -242,6 +286,26 @@ def resolve(config: Any) -> Run:
       f'optimizer.accumulate_steps = {settings.accumulate_steps} equal pieces'
     )
   return run
+
+
+def _scaled(section: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+  """Returns the optimizer's keys with the learning rate of this batch."""
+  section = dict(section)
+  rule = section.pop('scale_with_batch')
+  reference = section.pop('reference_batch_tokens')
+  if rule not in _SCALES:
+    raise ValueError(
+      f'optimizer.scale_with_batch is one of {", ".join(_SCALES)}, not {rule!r}'
+      f'{spelling.nearest(str(rule), list(_SCALES))}'
+    )
+  if rule != 'none':
+    if reference < 1:
+      raise ValueError(
+        f'optimizer.scale_with_batch = {rule!r} needs '
+        'optimizer.reference_batch_tokens, the batch that learning_rate is for'
+      )
+    section['learning_rate'] *= _SCALES[rule](data['batch_tokens'] / reference)
+  return section
 
 
 def resolve_model(config: Any) -> model_config.ModelConfig:

@@ -42,7 +42,7 @@ def fresh(
     run: the run.
     mesh: where it lives.
     seed: decides the weights; the same on any mesh.
-    params: weights to start from instead, already sharded.
+    params: weights to start from instead, on the devices of the mesh.
   """
   target = shardings(run, mesh)
   if params is None:
@@ -50,6 +50,8 @@ def fresh(
       lambda key: transformer.init_params(run.model, key),
       out_shardings=target.params,
     )(jax.random.key(seed))
+  else:
+    params = jax.device_put(params, target.params)
 
   def rest(params: dict[str, Any]) -> tuple[Any, ...]:
     trained, _ = optimizer.split(params, run.optimizer.trainable)
@@ -74,24 +76,39 @@ def abstract(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def shardings(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:
-  """Returns where each part lives: moments with their parameters."""
+  """Returns where each part lives, by the tables of the run's strategy."""
   everywhere = rules.replicated(mesh)
   shapes = _shapes(run)
-  axes = transformer.param_axes(run.model)
-  params = rules.shardings(mesh, axes, shapes.params)
-  trained, _ = optimizer.split(params, run.optimizer.trainable)
   return TrainState(
     step=everywhere,
-    params=params,
+    params=rules.shardings(
+      mesh,
+      transformer.param_axes(run.model),
+      shapes.params,
+      rules.strategy(run.strategy, mesh.shape).rules,
+    ),
     opt_state=optax.tree.map_params(
       optimizer.moments(run.optimizer),
       lambda _, sharding: sharding,
       shapes.opt_state,
-      trained,
+      moment_shardings(run, mesh),
       transform_non_params=lambda _: everywhere,
     ),
     guard=jax.tree.map(lambda _: everywhere, shapes.guard),
   )
+
+
+def moment_shardings(
+  run: run_config.Run, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """Returns where the moments of each trainable parameter live."""
+  places = rules.shardings(
+    mesh,
+    transformer.param_axes(run.model),
+    transformer.abstract_params(run.model),
+    rules.strategy(run.strategy, mesh.shape).moments,
+  )
+  return optimizer.split(places, run.optimizer.trainable)[0]
 
 
 def _shapes(run: run_config.Run) -> TrainState:
