@@ -27,6 +27,7 @@ def next_token(
   attention_fn: attention.AttentionFn | None = None,
   constrain: transformer.Constrain | None = None,
   z_loss: float = 0.0,
+  loss_fn: Callable[..., Any] = cross_entropy.cross_entropy,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sums the cross-entropy of each row's next tokens.
 
@@ -38,6 +39,7 @@ def next_token(
     attention_fn: attention to use instead of the model's default.
     constrain: pins activations to logical axes; None does nothing.
     z_loss: weight of log(Z)^2, see `cross_entropy`.
+    loss_fn: `cross_entropy`, or that for a mesh (sharding/loss.py).
 
   Returns:
     Sum over tokens of weight * loss (float32 scalar, nats), and the float32
@@ -52,7 +54,7 @@ def next_token(
     constrain=constrain,
     logits=False,
   )
-  return cross_entropy.cross_entropy(
+  return loss_fn(
     output.hidden,
     transformer.output_kernel(config, params),
     batch['targets'],
