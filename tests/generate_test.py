@@ -7,7 +7,9 @@ import jax
 import pytest
 
 from yi_jax import app, generate
+from yi_jax.checkpoints import peft
 from yi_jax.data import chatml, vocabulary
+from yi_jax.models import lora
 from yi_jax.serving import generation, opening
 from yi_jax.sharding import mesh as meshes
 from yi_jax.training import checkpointing, run_config
@@ -128,6 +130,30 @@ def test_a_text_ends_before_a_stop_id(trained, expected, run):
   [text] = expected(['the'], stop_ids=(ids[3], ids[5]))
   argv = ['--prompt=the', '--temperature=0', f'--stop_ids={ids[3]},{ids[5]}']
   assert run(*argv)[1] == f'the{text}\n'
+
+
+def test_an_adapter_is_put_onto_the_checkpoint(trained, run, tmp_path):
+  workdir, words = trained
+  config, params = opening.open_checkpoint(str(workdir)).load()
+  settings = lora.LoraConfig(rank=2, targets='.*/(q|up)_proj/kernel')
+  fresh = lora.init(settings, params, jax.random.key(0))
+  adapter = jax.tree.map(lambda x: x + 0.5, fresh)
+  peft.save_adapter(config, settings, adapter, tmp_path / 'adapter')
+  adapted = generation.Generator(
+    config,
+    lora.merge(params, adapter, settings),
+    max_length=99,
+    vocabulary_size=words.size,
+  )
+  [ids] = adapted.generate([[2, *words.encode('the')]], 12)
+  plain = run('--prompt=the', '--temperature=0')[1]
+  argv = ['--prompt=the', '--temperature=0', f'--adapter={tmp_path}/adapter']
+  out = run(*argv)[1]
+  assert out == f'the{words.decode(ids)}\n'
+  assert out != plain
+  code, _, error = run('--prompt=the', f'--adapter={tmp_path}')
+  assert code == 2
+  assert 'adapter_config.json; give the folder' in error
 
 
 def test_an_empty_prompt_begins_a_text(expected, run):

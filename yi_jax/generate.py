@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from absl import flags
 
 from yi_jax import app, compilation_cache, paths
+from yi_jax.checkpoints import peft
 from yi_jax.data import chatml
 from yi_jax.data import tokenizer as tokenizers
 from yi_jax.serving import chat, generation, opening, writing
@@ -22,6 +23,12 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   'workdir of a training run (its newest checkpoint is used), folder of Hugging '
   'Face, or .gguf file',
+  flag_values=FLAGS,
+)
+_ADAPTER = flags.DEFINE_string(
+  'adapter',
+  None,
+  'folder of a LoRA adapter in the format of PEFT, put onto the checkpoint',
   flag_values=FLAGS,
 )
 _PROMPT = flags.DEFINE_string(
@@ -110,9 +117,13 @@ def main() -> None:
   most = _MAX_NEW_TOKENS.value
   if most is None:
     most = _ANSWER if _CHAT.value else _CONTINUATION
+  config, params = checkpoint.load()
+  if _ADAPTER.value:
+    params = peft.merge_adapter(paths.in_caller(_ADAPTER.value), config, params)
   generator = generation.Generator(
-    *checkpoint.load(), max_length=_ANY_LENGTH, vocabulary_size=words.size
+    config, params, max_length=_ANY_LENGTH, vocabulary_size=words.size
   )
+  del params  # the generator has its own
   writer = writing.Writer(
     generator,
     words,

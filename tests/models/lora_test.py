@@ -73,6 +73,27 @@ def test_a_fresh_adapter_changes_nothing(params):
   jax.tree.map(np.testing.assert_array_equal, merged, params)
 
 
+@pytest.mark.parametrize('scan', [True, False])
+def test_an_adapter_is_cut_as_its_kernels_are_but_not_along_the_rank(scan):
+  model = _MODEL.replace(scan_layers=scan)
+  shapes = transformer.abstract_params(model)
+  fresh = lora.init(_LORA, shapes, jax.random.key(1))
+  axes = lora.param_axes(fresh, transformer.param_axes(model))
+  first = axes['layers'] if scan else axes['layers']['0']
+  stack = ('layers',) if scan else ()
+  assert first['mlp']['down_proj'] == {
+    'lora_A': (*stack, 'mlp', None),
+    'lora_B': (*stack, None, 'embed'),
+  }
+  ranks = jax.tree.map(
+    lambda names, leaf: len(names) == leaf.ndim,
+    axes,
+    fresh,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+  assert all(jax.tree.leaves(ranks))
+
+
 def test_shapes_are_enough_and_counted(params):
   shapes = transformer.abstract_params(_MODEL)
   key = jax.random.key(1)

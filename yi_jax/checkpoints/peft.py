@@ -109,6 +109,25 @@ def load_adapter(
   return adapter_config, lazy.load(lazy.astype(tree, 'float32'), shardings)
 
 
+def merge_adapter(
+  path: pathlib.Path | str,
+  config: model_config.ModelConfig,
+  params: lora.Params,
+) -> lora.Params:
+  """Returns a model's parameters with an adapter of a folder added to them.
+
+  Args:
+    path: the folder.
+    config: of the model, in the layout of its parameters.
+    params: its parameters.
+
+  Raises:
+    OSError, ValueError: as `load_adapter`.
+  """
+  adapter_config, adapter = load_adapter(path, config)
+  return lora.merge(params, adapter, adapter_config)
+
+
 def save_adapter(
   config: model_config.ModelConfig,
   adapter_config: lora.LoraConfig,

@@ -127,6 +127,25 @@ def merge(params: Params, adapter: Params, config: LoraConfig) -> Params:
   return traverse_util.unflatten_dict(merged, sep='/')
 
 
+def param_axes(adapter: Params, axes: Params) -> Params:
+  """Returns the logical axes of an adapter, for the rules of sharding.
+
+  Args:
+    adapter: from `init`; shapes are enough.
+    axes: of the model's parameters, see transformer.param_axes.
+
+  Returns:
+    Tree as the adapter, a name a dimension; the rank is never cut.
+  """
+  kernels = _flat(axes)
+  found = {}
+  for module in modules(adapter):
+    *stack, width, out = kernels[f'{module}/{_KERNEL}']
+    found[f'{module}/lora_A'] = (*stack, width, None)
+    found[f'{module}/lora_B'] = (*stack, None, out)
+  return traverse_util.unflatten_dict(found, sep='/')
+
+
 def num_params(adapter: Params) -> int:
   """Returns how many numbers an adapter has; shapes are enough."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapter))
