@@ -34,7 +34,7 @@ from yi_jax.models import config as config_lib
 from yi_jax.sharding import attention as sharded_attention
 from yi_jax.sharding import rules as rules_lib
 
-_STREAM = ('activation_batch', 'activation_length', 'activation_embed')
+_STREAM = ('activation_batch', 'activation_norm_length', 'activation_embed')
 _AXIS = 'stage'
 
 # (array, its leading dimensions' mesh axes, logical axes of the others).
