@@ -9,6 +9,7 @@ experiment files do that.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,16 @@ import optax
 
 from yi_jax.models import attention
 from yi_jax.sharding import attention as sharded_attention
-from yi_jax.sharding import rules
-from yi_jax.training import faults, objectives, optimizer, run_config
+from yi_jax.sharding import loss as sharded_loss
+from yi_jax.sharding import mesh as meshes
+from yi_jax.sharding import report, ring, rules
+from yi_jax.training import (
+  cross_entropy,
+  faults,
+  objectives,
+  optimizer,
+  run_config,
+)
 from yi_jax.training import state as train_state
 
 _FIELDS = {
@@ -71,9 +80,10 @@ def make(
       takes the backend's.
 
   Raises:
-    ValueError: if the rows cannot be divided over the devices.
+    ValueError: if rows or parameters cannot be divided over the devices.
   """
   check_rows(run, mesh)
+  report.check(run.model, mesh, run.strategy)
   if objective is None:
     objective = next_token(run, mesh, attention_fn, z_loss=run.optimizer.z_loss)
   state = train_state.abstract(run, mesh)
@@ -104,26 +114,40 @@ def next_token(
     attention_fn: attention of one device; None takes the backend's.
     z_loss: see `objectives.next_token`.
   """
+  table = rules.strategy(run.strategy, mesh.shape).rules
   return functools.partial(
     objectives.next_token,
     config=run.model,
     attention_fn=sharded_attention.sharded(
-      attention_fn or attention.get(), mesh
+      attention_fn or attention.get(), mesh, table
     ),
-    constrain=rules.constrainer(mesh) if mesh.size > 1 else None,
+    constrain=rules.constrainer(mesh, table) if mesh.size > 1 else None,
     z_loss=z_loss,
+    loss_fn=sharded_loss.sharded(cross_entropy.cross_entropy, mesh, table),
   )
 
 
 def abstract_batch(
   run: run_config.Run, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, types and shardings of a global batch, each [B, T]."""
-  sharding = rules.batch_sharding(mesh)
+  """Returns shapes, types and shardings of a global batch, each [B, T].
+
+  Where rows are cut along their length, T is what `ring.padded` makes of it.
+  """
+  sharding = rules.batch_sharding(
+    mesh, rules.strategy(run.strategy, mesh.shape).rules
+  )
+  shape = run.rows, ring.padded(run.length, mesh.shape['context'])
   return {
-    name: jax.ShapeDtypeStruct((run.rows, run.length), dtype, sharding=sharding)
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     for name, dtype in _FIELDS.items()
   }
+
+
+def row_group(run: run_config.Run, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """Returns which rows this process reads; see `sharding.mesh.row_group`."""
+  table = rules.strategy(run.strategy, mesh.shape).rules
+  return meshes.row_group(mesh, table)
 
 
 def put_batch(
@@ -131,36 +155,54 @@ def put_batch(
 ) -> objectives.Batch:
   """Puts this process's rows where the step wants them.
 
+  Where rows are cut along their length (mesh.context), each row is padded with
+  tokens of segment 0 and weight 0 and brought into the order of `ring.zigzag`,
+  all its arrays alike: an objective may look at any token and its target, but
+  not at what stands beside it in the array.
+
   Args:
-    rows: arrays [B / processes, T] by name; names the step does not take, such
-      as row_id, are left out.
+    rows: arrays [B / G, T] by name, G groups of processes with rows of their
+      own (see `row_group`); names the step does not take, such as row_id, are
+      left out.
     batch: see `abstract_batch`.
 
   Returns:
     Global arrays [B, T].
   """
   return {
-    name: jax.make_array_from_process_local_data(
-      leaf.sharding, rows[name].astype(leaf.dtype), leaf.shape
-    )
+    name: _put(rows[name].astype(leaf.dtype), leaf)
     for name, leaf in batch.items()
   }
 
 
+def _put(x: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  """Makes one global array of the rows of each process."""
+  height, length = leaf.shape
+  x = np.pad(x, ((0, 0), (0, length - x.shape[1])))
+  x = x[:, ring.zigzag(length, leaf.sharding.mesh.shape['context'])]
+  # What its devices hold of the global rows, in order, are the rows it has.
+  places = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+  starts = sorted({rows.indices(height)[0] for rows, _ in places})
+
+  def part(index: tuple[slice, slice]) -> np.ndarray:
+    first, stop, _ = index[0].indices(height)
+    here = starts.index(first) * (stop - first)
+    return x[here : here + stop - first, index[1]]
+
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+
 def check_rows(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
   """Raises ValueError unless each device gets whole rows of a microbatch."""
-  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  table = rules.strategy(run.strategy, mesh.shape).rules
+  over = table['activation_batch']
+  shards = math.prod(mesh.shape[axis] for axis in over)
   pieces = run.optimizer.accumulate_steps
   if run.rows % (shards * pieces):
     raise ValueError(
       f'{run.rows} rows a step (data.batch_tokens / data.length) cannot be '
-      f'divided over {shards} devices (mesh data x fsdp) and '
+      f'divided over {shards} devices (mesh {" x ".join(over)}) and '
       f'{pieces} microbatches; take a multiple of {shards * pieces} rows'
-    )
-  if run.length % mesh.shape['context']:
-    raise ValueError(
-      f'data.length ({run.length}) must be a multiple of mesh.context '
-      f'({mesh.shape["context"]})'
     )
 
 
@@ -175,10 +217,11 @@ def _update(
   """Makes one update; see `TrainStep.update`."""
   settings = run.optimizer
   trained, frozen = optimizer.split(state.params, settings.trainable)
+  rows = abstract_batch(run, mesh)['tokens'].sharding
   grads, sums = _gradients(
     lambda trained, batch: objective(optimizer.merge(trained, frozen), batch),
     trained,
-    _microbatches(batch, settings.accumulate_steps, mesh),
+    _microbatches(batch, settings.accumulate_steps, rows),
   )
   # One division, by the weight of the whole batch. A batch without any weight
   # has no gradient either.
@@ -190,6 +233,11 @@ def _update(
   rate = optimizer.rate(settings, state.step, run.steps)
   scale *= optimizer.clip_scale(norm, settings.clip_norm)
   grads = jax.tree.map(lambda g: g * scale, grads)
+  # Each device updates what it has the moments of: with ZeRO-1 a share of the
+  # parameters it holds, which are then put together again.
+  places = train_state.moment_shardings(run, mesh)
+  grads = jax.lax.with_sharding_constraint(grads, places)
+  trained = jax.lax.with_sharding_constraint(trained, places)
 
   def keep(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
@@ -216,14 +264,13 @@ def _update(
 
 
 def _microbatches(
-  batch: objectives.Batch, pieces: int, mesh: jax.sharding.Mesh
+  batch: objectives.Batch, pieces: int, sharding: jax.sharding.NamedSharding
 ) -> objectives.Batch:
   """Reshapes [B, T] to [A, B/A, T] without moving rows between devices."""
   if pieces == 1:
     return {name: x[None] for name, x in batch.items()}
-  spec = rules.batch_sharding(mesh).spec
   sharding = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec(None, *spec)
+    sharding.mesh, jax.sharding.PartitionSpec(None, *sharding.spec)
   )
 
   def cut(x: jax.Array) -> jax.Array:
