@@ -61,6 +61,7 @@ except OSError:
 '
 
 # Of what pip prints: files of 10 MB and more, trouble, and the last step.
+# shellcheck disable=SC2016  # awk's dollars
 readonly PROGRESS='
 /^ *(Downloading|Using cached) .*[MG]B\)$/ {
   size = substr($(NF - 1), 2)
