@@ -25,7 +25,8 @@ from flax import linen as nn
 from yi_jax.models import attention, kv_cache, rope
 from yi_jax.models import config as config_lib
 
-_STREAM = ('activation_batch', 'activation_length', 'activation_embed')
+# Between blocks the length may be cut further than where tokens meet.
+_STREAM = ('activation_batch', 'activation_norm_length', 'activation_embed')
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
@@ -468,7 +469,9 @@ class Transformer(nn.Module):
     scores = None
     if logits:
       scores = hidden @ kernel.astype(hidden.dtype)
-      scores = constrain(scores, (*_STREAM[:2], 'activation_vocab'))
+      scores = constrain(
+        scores, ('activation_batch', 'activation_length', 'activation_vocab')
+      )
     new_cache = None if cache is None else kv_cache.Cache(slots, new_lengths)
     return Output(scores, hidden, _flat(aux), new_cache)
 

@@ -43,6 +43,7 @@ class Evaluator:
     self._rows, self._prepared, self._max_rows = rows, prepared, max_rows
     self._vocabulary = vocabulary
     self._batch = train_step.abstract_batch(run, mesh)
+    self._group, self._groups = train_step.row_group(run, mesh)
     objective = train_step.next_token(run, mesh, attention_fn)
     self._sums = jax.jit(lambda params, batch: objective(params, batch)[1])
 
@@ -79,8 +80,8 @@ class Evaluator:
 
   def _nats(self, params: dict[str, Any], reader: Any, count: int) -> float:
     """Returns the negative log-likelihood of the first `count` rows."""
-    share = self._rows // jax.process_count()
-    mine = jax.process_index() * share
+    share = self._rows // self._groups
+    mine = self._group * share
     sums = []
     for first in range(0, count, self._rows):
       rows = [

@@ -54,8 +54,12 @@ def next_token(
     constrain=constrain,
     logits=False,
   )
+  hidden = output.hidden
+  if constrain is not None:
+    places = ('activation_batch', 'activation_length', 'activation_embed')
+    hidden = constrain(hidden, places)
   return loss_fn(
-    output.hidden,
+    hidden,
     transformer.output_kernel(config, params),
     batch['targets'],
     batch['loss_weights'],
