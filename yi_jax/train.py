@@ -104,8 +104,8 @@ def train(
     config: see `run_config.defaults`.
     workdir: absolute path or URL.
     stop: tells when to save and leave.
-    skipped: ranges of rows to leave out, beyond those that the checkpoint
-      knows of, see `loader.place`.
+    skipped: all ranges of rows to leave out, see `loader.place`; none takes
+      those that the checkpoint names.
 
   Returns:
     Exit code of the process: 130 after Ctrl-C, YI_STOPPED_EXIT or else 0 after
@@ -170,7 +170,7 @@ def _train(
   with goodput.on('restore'):
     state, past = _start(config, run, mesh, identity, texts, checkpoints, say)
   first, rows_before = int(state.step), past.get('rows_consumed', 0)
-  skipped = sorted(set(map(tuple, [*past.get('skipped_rows', ()), *skipped])))
+  skipped = list(skipped) or [tuple(r) for r in past.get('skipped_rows', ())]
   if first > run.steps:
     raise ValueError(
       f'{workdir} is at step {first:,} already, beyond train.steps = '
@@ -252,7 +252,7 @@ def _train(
       raise faults.GoBack(
         f'{error}. Goes back to the last checkpoint before, and leaves the '
         'rows of these steps out',
-        faults.leave_out(
+        data_loader.leave_out(
           skipped, rows_read(error.first - 1), rows_read(error.last)
         ),
       ) from error
@@ -281,6 +281,7 @@ def _train(
 
   status.tell(status.RUNNING, first)
   goodput.now('step')
+  watchdog.alive(first)
   clock = time.monotonic()
   for number in range(first + 1, run.steps + 1):
     with goodput.on('data'):

@@ -51,6 +51,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 2,
+    skipped: Sequence[tuple[int, int]] = (),
   ) -> None:
     """Opens the mixture at a row of the run.
 
@@ -65,6 +66,8 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       process_index: which part of a batch to read.
       process_count: into how many equal parts a batch is cut.
       prefetch: batches made ahead.
+      skipped: ranges (first, end) of rows that this run leaves out, rising and
+        apart; see `place`. They are not among those consumed.
 
     Raises:
       ValueError: if a rate is negative or names a task without rows, or a batch
@@ -91,7 +94,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       ],
       order,
     )
-    self._batch_size = batch_size
+    self._batch_size, self._skipped = batch_size, list(skipped)
     local = batch_size // process_count
     self._offsets = range(process_index * local, (process_index + 1) * local)
     self.rows_consumed = rows_consumed
@@ -136,7 +139,10 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     """Puts batches, or the error that ended them, into the queue."""
     try:
       while not self._stop.is_set():
-        batch = [self._rows[first + offset] for offset in self._offsets]
+        batch = [
+          self._rows[place(first + offset, self._skipped)]
+          for offset in self._offsets
+        ]
         self._put({name: _stack(name, batch) for name in batch[0]})
         first += self._batch_size
     except Exception as error:
@@ -148,6 +154,44 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         return self._queue.put(item, timeout=0.1)
       except queue.Full:
         continue
+
+
+def place(row: int, skipped: Sequence[tuple[int, int]]) -> int:
+  """Returns where in the order the row-th row lies that is not left out.
+
+  place(5, [(4, 8)]) is 9: of 0 1 2 3 8 9 it is the last.
+
+  Args:
+    row: from 0.
+    skipped: ranges (first, end), rising and apart.
+  """
+  for first, end in skipped:
+    if row >= first:
+      row += end - first
+  return row
+
+
+def leave_out(
+  skipped: Sequence[tuple[int, int]], first: int, end: int
+) -> list[tuple[int, int]]:
+  """Returns ranges of rows to leave out with some more, rising and apart.
+
+  leave_out([(4, 8)], 2, 6) is [(2, 4), (4, 8), (8, 10)]: rows 2, 3, 8 and 9 are
+  those that were read as the third to the sixth.
+
+  Args:
+    skipped: ranges (first, end) of the order that are left out already.
+    first: first row to leave out too, counted without those.
+    end: the row after the last.
+  """
+  runs: list[tuple[int, int]] = []
+  for row in range(first, end):
+    found = place(row, skipped)
+    if runs and runs[-1][1] == found:
+      runs[-1] = (runs[-1][0], found + 1)
+    else:
+      runs.append((found, found + 1))
+  return sorted([*skipped, *runs])
 
 
 class _Order(grain.transforms.DatasetSelectionMap):

@@ -11,11 +11,13 @@ after that. Restoring puts each array where this run wants it, whatever the
 mesh was that wrote it.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
 import logging
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,12 +54,16 @@ class Checkpointer:
     # What fails in the background is raised here, as one sentence.
     logging.getLogger('absl').addFilter(_not_orbax)
     self._manager = self._open()
+    self._trouble = ''  # with the newest save
 
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, enable_async_checkpointing=True
+        max_to_keep=self._keep,
+        enable_async_checkpointing=True,
+        # Halves that a killed process has left: nobody else is at work here.
+        cleanup_tmp_directories=True,
       ),
     )
 
@@ -65,9 +71,13 @@ class Checkpointer:
     """Returns the steps of the complete checkpoints, oldest first."""
     return sorted(self._manager.all_steps())
 
+  def newest_manifest(self) -> dict[str, Any]:
+    """Returns the newest readable manifest; see `newest`."""
+    return newest_manifest(str(self._folder.parent))
+
   def save(
     self, step: int, state: train_state.TrainState, manifest: dict[str, Any]
-  ) -> None:
+  ) -> str:
     """Starts to write a checkpoint; the state may be donated right after.
 
     Args:
@@ -75,12 +85,14 @@ class Checkpointer:
       state: the state.
       manifest: see `manifest`.
 
-    Raises:
-      OSError: if this one or the one before could not be written. Those that
-        were complete stay as they are.
+    Returns:
+      What went wrong with the one before, or already with this one; '' for
+      nothing. Those that were complete stay as they are.
     """
+    complaint = self._settle()
     parts = _parts(state)
     manifest = {**manifest, 'digests': _digests(parts)}
+    self._trouble = ''
     try:
       self._manager.save(
         step,
@@ -93,15 +105,23 @@ class Checkpointer:
           manifest=ocp.args.JsonSave(manifest),
         ),
       )
-    except Exception as error:
-      raise self._failed(error) from error
+    except Exception as error:  # whatever the storage library throws
+      self._trouble = self._failed(error)
+      self._reopen()
+    return '; '.join(filter(None, (complaint, self._trouble)))
 
   def wait(self) -> None:
-    """Returns when what was started is on disk; raises as `save` does."""
-    try:
-      self._manager.wait_until_finished()
-    except Exception as error:
-      raise self._failed(error) from error
+    """Returns when the newest save is on disk.
+
+    Raises:
+      OSError: if it could not be written.
+    """
+    self._settle()
+    if self._trouble:
+      raise OSError(
+        f'{self._trouble}. Make room and run the same command to continue '
+        'from there'
+      )
 
   def restore(
     self, abstract: train_state.TrainState
@@ -146,10 +166,38 @@ class Checkpointer:
       )
     return None
 
+  def forget_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps."""
+    self._settle()
+    for later in [s for s in self.steps() if s > step]:
+      self._manager.delete(later)
+
   def close(self) -> None:
-    """Waits for writing to end and lets go of the folder."""
-    self.wait()
-    self._manager.close()
+    """Waits for writing to end and lets go of the folder.
+
+    Raises:
+      OSError: as `wait`.
+    """
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  def _settle(self) -> str:
+    """Waits for what is being written; returns what went wrong, or ''."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # whatever the storage library throws
+      self._trouble = self._failed(error)
+      self._reopen()
+      return self._trouble
+    return ''
+
+  def _reopen(self) -> None:
+    """Takes another manager: one that has failed remembers it."""
+    with contextlib.suppress(Exception):
+      self._manager.close()
+    self._manager = self._open()
 
   def _set_aside(self, steps: list[int]) -> None:
     if not steps:
@@ -165,18 +213,17 @@ class Checkpointer:
       multihost_utils.sync_global_devices('damaged checkpoints set aside')
     self._manager = self._open()
 
-  def _failed(self, error: Exception) -> OSError:
+  def _failed(self, error: Exception) -> str:
     """Says what it means that a checkpoint could not be written."""
     full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
     full |= any(
       word in str(error) for word in ('No space left', 'RESOURCE_EXHAUSTED')
     )
     reason = 'the disk is full' if full else _first_line(error)
-    kept = ', '.join(str(step) for step in self.steps()) or 'none'
-    return OSError(
+    kept = ', '.join(map(str, _steps(self._folder))) or 'none'
+    return (
       f'a checkpoint could not be written to {self._folder}: {reason}. '
-      f'Complete checkpoints: {kept}. Make room and run the same command to '
-      'continue from there'
+      f'Complete checkpoints: {kept}'
     )
 
 
@@ -189,6 +236,7 @@ def manifest(
   rates: dict[str, float],
   rows: dict[str, str],
   seconds: float,
+  skipped_rows: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
   """Returns what a checkpoint says about itself: JSON types only.
 
@@ -200,6 +248,8 @@ def manifest(
     rates: task -> rate of the mixture.
     rows: task -> hash of all that made its rows.
     seconds: time spent on the run until now.
+    skipped_rows: ranges of rows of the order that the run has left out and
+      does not count, see `loader.Loader`.
   """
   return {
     'format': FORMAT,
@@ -211,6 +261,7 @@ def manifest(
     'rates': dict(rates),
     'rows': dict(rows),
     'seconds': seconds,
+    'skipped_rows': [list(pair) for pair in skipped_rows],
     'versions': {
       'jax': jax.__version__,
       'orbax': ocp.__version__,

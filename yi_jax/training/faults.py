@@ -19,7 +19,28 @@ _SETTLED = 50  # good updates before anything can count as a spike
 
 
 class Diverged(RuntimeError):
-  """Too many updates in a row had to be skipped."""
+  """Too many updates in a row had to be skipped.
+
+  Attributes:
+    first: step of the first of them.
+    last: step of the last.
+  """
+
+  def __init__(self, message: str, first: int, last: int) -> None:
+    super().__init__(message)
+    self.first, self.last = first, last
+
+
+class GoBack(RuntimeError):
+  """The run shall be continued from before, without some rows.
+
+  Attributes:
+    skipped: ranges (first, end) of all rows it leaves out, see `loader.place`.
+  """
+
+  def __init__(self, message: str, skipped: list[tuple[int, int]]) -> None:
+    super().__init__(message)
+    self.skipped = skipped
 
 
 class Guard(NamedTuple):
@@ -108,7 +129,9 @@ def check(step: int, bad: int, loss: float, max_bad_steps: int) -> None:
       f'the updates of steps {step - bad + 1} to {step} were skipped, because '
       f'their loss or gradient was not finite or spiked (loss now {loss:.4g}); '
       'the weights are those from before. Lower optimizer.learning_rate, look '
-      'at the rows read there, or raise train.spike_factor'
+      'at the rows read there, or raise train.spike_factor',
+      first=step - bad + 1,
+      last=step,
     )
 
 

@@ -3,12 +3,16 @@
 WORKDIR/metrics.jsonl has one object a logged step:
 
   {"step": 20, "loss": 7.1, "learning_rate": 2e-4, "grad_norm": 1.3,
-   "tokens": 81920, "tokens_per_second": 4100.5, "mfu": null, ...}
+   "tokens": 81920, "tokens_per_second": 4100.5, "mfu": null,
+   "goodput": 0.93, ...}
 
-Lines of an evaluation hold step, tokens and `bits_per_byte` per language.
+Lines of an evaluation hold step, tokens and `bits_per_byte` per language. A
+full disk does not end a run here: lines wait until there is room.
 """
 
+import collections
 import contextlib
+import io
 import json
 import math
 import os
@@ -21,9 +25,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from yi_jax.models import config as model_config
+from yi_jax.training import goodput as goodput_lib
 from yi_jax.training import run_config
 
 # Dense bfloat16 FLOP/s of one JAX device, without sparsity, by the beginning
@@ -103,7 +110,8 @@ class Folder:
     self.path = stand_in or workdir
     self._workdir = epath.Path(workdir) if stand_in else None
     os.makedirs(self.path, exist_ok=True)
-    for name in ('metrics.jsonl', 'report.json') if self._workdir else ():
+    names = ('metrics.jsonl', 'report.json', 'goodput.json')
+    for name in names if self._workdir else ():
       if (self._workdir / name).exists():
         text = (self._workdir / name).read_text()
         pathlib.Path(self.path, name).write_text(text)
@@ -132,30 +140,102 @@ class Writer:
     """
     self._path = os.path.join(folder, 'metrics.jsonl')
     _drop_after(self._path, first_step)
-    self._file = open(self._path, 'a')  # noqa: SIM115 (closed in `close`)
+    self._lines = _Appended(self._path)
     self._events = _EventFile(os.path.join(folder, 'tensorboard'), first_step)
 
-  def write(self, step: int, values: dict[str, Any]) -> None:
+  def write(self, step: int, values: dict[str, Any]) -> bool:
     """Writes one line; numbers also go to TensorBoard, nested ones as a/b.
 
     A number that is not finite becomes null: JSON has none.
+
+    Returns:
+      Whether the line is in the file; it waits otherwise.
     """
     line = {'step': step}
     for name, value in values.items():
       if isinstance(value, float) and not math.isfinite(value):
         value = None
       line[name] = value
-    self._file.write(json.dumps(line) + '\n')
-    self._file.flush()
     self._events.write(step, values)
+    return self._lines.write((json.dumps(line) + '\n').encode())
 
   def sync(self) -> None:
     """Makes sure that what was written survives a power cut."""
-    os.fsync(self._file.fileno())
+    self._lines.sync()
 
   def close(self) -> None:
-    self._file.close()
+    self._lines.close()
     self._events.close()
+
+
+class _Appended:
+  """A file that grows by whole pieces, also when the disk is full at times."""
+
+  def __init__(self, path: str) -> None:
+    self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 (see `close`)
+    self._waiting: collections.deque[bytes] = collections.deque()
+
+  def write(self, piece: bytes) -> bool:
+    """Appends what waits and this piece; returns whether all is written."""
+    self._waiting.append(piece)
+    while self._waiting:
+      end = self._file.tell()
+      piece = self._waiting[0]
+      try:
+        written = self._file.write(piece)
+      except OSError:
+        written = 0
+      if written != len(piece):  # half of it would make the rest unreadable
+        with contextlib.suppress(OSError):
+          self._file.truncate(end)
+        self._file.seek(end)
+        return False
+      self._waiting.popleft()
+    return True
+
+  def sync(self) -> None:
+    with contextlib.suppress(OSError):
+      os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    if self._waiting:
+      self.write(b'')
+    self._file.close()
+
+
+class RowLog:
+  """Which rows each step of a process has read, for `train.log_rows`.
+
+  WORKDIR/rows/PROCESS.jsonl: {"step": 3, "row_id": [17, 4]}
+  """
+
+  def __init__(self, folder: str, first_step: int) -> None:
+    """Opens the file of this process; lines after the step are dropped.
+
+    Args:
+      folder: existing local folder, see `Folder`.
+      first_step: step of the state the run goes on from, 0 for a fresh one.
+    """
+    folder = os.path.join(folder, 'rows')
+    os.makedirs(folder, exist_ok=True)
+    if jax.process_index() == 0:  # there may have been more processes
+      for name in os.listdir(folder):
+        _drop_after(os.path.join(folder, name), first_step)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('rows dropped')
+    path = os.path.join(folder, f'{jax.process_index()}.jsonl')
+    self._lines = _Appended(path)
+
+  def write(self, step: int, row_ids: np.ndarray) -> None:
+    """Adds the rows [B] of a step."""
+    line = json.dumps({'step': step, 'row_id': row_ids.tolist()})
+    self._lines.write(f'{line}\n'.encode())
+
+  def __enter__(self) -> 'RowLog':
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._lines.close()
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -202,8 +282,8 @@ class _EventFile:
     self._event, self._summary = event_pb2.Event, summary_pb2.Summary
     os.makedirs(folder, exist_ok=True)
     name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'
-    self._file = open(os.path.join(folder, name), 'wb')  # noqa: SIM115
-    self._records = record_writer.RecordWriter(self._file)
+    self._file = _Appended(os.path.join(folder, name))
+    self._encode = record_writer.RecordWriter
     self._put(self._event(file_version='brain.Event:2'))
     # Tells TensorBoard to forget steps of an earlier file from here on.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -211,8 +291,9 @@ class _EventFile:
 
   def _put(self, event: Any) -> None:
     event.wall_time = time.time()
-    self._records.write(event.SerializeToString())
-    self._records.flush()
+    record = io.BytesIO()
+    self._encode(record).write(event.SerializeToString())
+    self._file.write(record.getvalue())
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     flat = {}
@@ -245,6 +326,7 @@ class Board:
     first_step: int,
     rows_before: int,
     log_every: int,
+    goodput: goodput_lib.Goodput,
   ) -> None:
     """Opens the files and starts the clock.
 
@@ -255,7 +337,9 @@ class Board:
       first_step: step of the state the run goes on from, 0 for a fresh one.
       rows_before: rows read up to that step.
       log_every: steps between two lines.
+      goodput: the run's.
     """
+    self._goodput, self._full = goodput, False
     self._run, self._mesh, self._log_every = run, mesh, log_every
     self._first, self._rows_before = first_step, rows_before
     self._chief = jax.process_index() == 0
@@ -293,7 +377,11 @@ class Board:
     line['tokens_per_second'] = speed
     line['mfu'] = mfu(run.model, run.length, speed, device, self._mesh.size)
     line['skipped'] = int(values['skipped'])
-    self._writer.write(step, {**line, **more})
+    line['goodput'] = self._goodput.keep(step)
+    full = not self._writer.write(step, {**line, **more})
+    if full and not self._full:
+      self.say('warning: metrics cannot be written (disk full?); they wait')
+    self._full = full
     self._show(step, line)
     for name, numbers in more.items():
       shown = ', '.join(f'{key} {x:.4f}' for key, x in numbers.items())
