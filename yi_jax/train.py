@@ -24,6 +24,7 @@ from yi_jax.data import prepared, vocabulary
 from yi_jax.models import config as model_config
 from yi_jax.serving import generation
 from yi_jax.sharding import mesh as meshes
+from yi_jax.sharding import report as layout
 from yi_jax.sharding import start
 from yi_jax.training import (
   checkpointing,
@@ -142,6 +143,7 @@ def _train(
   mesh = meshes.make_mesh(config.mesh.to_dict())
   train_step.check_rows(run, mesh)
   say(_describe(config, run, mesh))
+  say(layout.summary(run.model, mesh, run.strategy))
 
   ##############################################################################
   #                                    Data                                    #
@@ -215,14 +217,15 @@ def _train(
   profiler = metrics.Profiler(
     run_config.profile_range(config.train.profile), f'{folder.path}/profile'
   )
+  group, groups = train_step.row_group(run, mesh)
   loader = data_loader.Loader(
     texts.readers,
     texts.stages,
     batch_size=run.rows,
     seed=config.seed,
     rows_consumed=rows_before,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=group,
+    process_count=groups,
     skipped=skipped,
   )
   watchdog = watchdogs.Watchdog(config.train.hang_seconds, folder.path)
