@@ -69,11 +69,13 @@ def _write_gguf(path, kind, tokens, types, **more):
 def _gguf_of_words(path, words, **more):
   """Writes what llama.cpp's converter makes of a SentencePiece model."""
   pieces = words._model.pieces
+  control = int(gguf.TokenType.CONTROL)  # to the converter, <unk> is one too
   _write_gguf(
     path,
     'llama',
     [piece.piece for piece in pieces],
-    [piece.type for piece in pieces],
+    [control, *(piece.type for piece in pieces[1:])],
+    unk_token_id=0,
     token_scores=[piece.score for piece in pieces],
     eos_token_id=2,
     **more,

@@ -120,6 +120,9 @@ def _from_gguf(path: pathlib.Path) -> Tokenizer:
     # Files of before the key was invented leave it out; Yi has no such prefix.
     yi = tuple(tokens[:3]) == vocabulary.SPECIAL[:3]
     prefix = get('add_space_prefix', not yi)
+    # llama.cpp's converter writes it as one more control symbol.
+    types = list(types)
+    types[get('unknown_token_id', vocabulary.UNK)] = _PIECE.UNKNOWN
     proto = _sentencepiece(tokens, get('scores'), types, prefix)
     return vocabulary.Vocabulary(proto, str(path), facts)
   if kind == 'gpt2':
