@@ -141,7 +141,7 @@ def _train(
 
   run = run_config.resolve(config)
   mesh = meshes.make_mesh(config.mesh.to_dict())
-  train_step.check_rows(run, mesh)
+  train_step.check(run, mesh)
   say(_describe(config, run, mesh))
   say(layout.summary(run.model, mesh, run.strategy))
 
