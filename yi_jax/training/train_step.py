@@ -82,8 +82,7 @@ def make(
   Raises:
     ValueError: if rows or parameters cannot be divided over the devices.
   """
-  check_rows(run, mesh)
-  report.check(run.model, mesh, run.strategy)
+  check(run, mesh)
   if objective is None:
     objective = next_token(run, mesh, attention_fn, z_loss=run.optimizer.z_loss)
   state = train_state.abstract(run, mesh)
@@ -192,8 +191,13 @@ def _put(x: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
   return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 
 
-def check_rows(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError unless each device gets whole rows of a microbatch."""
+def check(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
+  """Refuses a mesh that does not suit a run, before anything is compiled.
+
+  Raises:
+    ValueError: if a device would not get whole rows of a microbatch, or
+      parameters would be whole that shall be cut.
+  """
   table = rules.strategy(run.strategy, mesh.shape).rules
   over = table['activation_batch']
   shards = math.prod(mesh.shape[axis] for axis in over)
@@ -204,6 +208,7 @@ def check_rows(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
       f'divided over {shards} devices (mesh {" x ".join(over)}) and '
       f'{pieces} microbatches; take a multiple of {shards * pieces} rows'
     )
+  report.check(run.model, mesh, run.strategy)
 
 
 def _update(
