@@ -31,6 +31,7 @@ _MAY_IMPORT = {
   'checkpoints': {'models', 'data', 'paths'},
   'training': {'models', 'sharding', 'data', 'checkpoints', 'paths'},
   'sweeping': {'app', 'paths', 'data', 'training'},
+  'curation': {'app', 'paths', 'data', 'sharding'},
   'serving': {
     *('models', 'sharding', 'data', 'checkpoints', 'training', 'paths')
   },
