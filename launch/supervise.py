@@ -63,13 +63,15 @@ class Supervisor:
         starts += 1
         _say(f'start {starts}, {count} process{"es" if count > 1 else ""}')
         before = self._best
-        codes = self._attempt(count, pathlib.Path(folder))
+        codes, resized = self._attempt(count, pathlib.Path(folder))
         state = self._look(pathlib.Path(folder), count)
+        if resized and state != 'done':
+          continue
         verdict = self._judge(codes, state)
         if verdict is not None:
           return verdict
-        if all(code == 0 for code in codes):
-          continue  # saved and stopped by somebody else, or resized
+        if state == 'saved':
+          continue  # stopped by somebody else; all that counts is on disk
         failures = 0 if self._best > before else failures + 1
         why = ', '.join(map(_describe, codes))
         if failures >= self._options.failures:
@@ -86,8 +88,14 @@ class Supervisor:
         if self._sleep(pause):
           return 128 + self._signal
 
-  def _attempt(self, count: int, folder: pathlib.Path) -> list[int]:
-    """Runs the command once; returns the exit codes of its processes."""
+  def _attempt(
+    self, count: int, folder: pathlib.Path
+  ) -> tuple[list[int], bool]:
+    """Runs the command once.
+
+    Returns:
+      (exit codes of its processes, whether it was stopped for another number).
+    """
     for path in folder.iterdir():
       path.unlink()
     environments = _environments(count, folder)
@@ -100,24 +108,23 @@ class Supervisor:
       )
       for environment in environments
     ]
-    asked = None  # when they were asked to stop
+    asked, resized = None, False  # when they were asked to stop, and why
     try:
       while True:
         codes = [child.poll() for child in children]
         if None not in codes:
-          return codes
+          return codes, resized
         if any(code for code in codes if code is not None):
-          return _end(children)
-        stop = self._signal or self._resized(count)
-        if stop and asked is None:
-          asked = time.monotonic()
+          return _end(children), resized
+        if asked is None and (self._signal or self._resized(count)):
+          asked, resized = time.monotonic(), not self._signal
           _signal_all(children, self._signal or signal.SIGTERM)
         one_left = any(code is not None for code in codes)
         if one_left and asked is None:
           asked = time.monotonic()
         if asked and time.monotonic() - asked > self._options.grace:
           _say(f'not stopped within {self._options.grace:g} s')
-          return _end(children)
+          return _end(children), resized
         time.sleep(_POLL_SECONDS)
     finally:
       _end(children)
@@ -150,10 +157,9 @@ class Supervisor:
     if _BAD_INPUT in codes and not self._began:
       _say('bad input: starting again would not help')
       return _BAD_INPUT
-    if not clean and state in ('done', 'saved'):
-      # Trouble on the way out: all that counts is on disk.
-      codes[:] = [0] * len(codes)
-      return 0 if state == 'done' else None
+    if state == 'done':
+      _say('complete, with trouble on the way out')
+      return 0
     return None
 
   def _resized(self, count: int) -> bool:
@@ -167,7 +173,7 @@ class Supervisor:
   def _backoff(self, failures: int) -> float:
     pause = self._options.backoff * 2 ** max(failures - 1, 0)
     # Many hosts shall not come back in the same second.
-    return min(pause, self._options.longest) * random.uniform(0.75, 1.25)
+    return min(pause, self._options.longest) * random.uniform(0.5, 1)
 
   def _sleep(self, seconds: float) -> bool:
     """Waits; returns at once, and whether, a signal came."""
