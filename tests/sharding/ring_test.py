@@ -66,9 +66,7 @@ def _segments(length, *rows):
     # Boundaries off those of chunks and blocks; padding at the end.
     (dict(context=4), 80, 4, 2, None, 512, ((3, 50, 20), (79, 1))),
     # Several blocks a chunk, the last one not full.
-    (dict(context=4), 152, 2, 2, None, 8, ((5, 90, 40), (152,))),
     (dict(context=4), 152, 3, 1, 21, 8, ((5, 90, 40), (1, 150))),
-    (dict(context=4), 152, 2, 1, 5, 512, ((152,), (76, 76))),
     (dict(context=2, fsdp=2), 68, 4, 2, 33, 8, ((17, 30), (40, 28))),
     (dict(context=2, tensor=2), 68, 4, 1, None, 16, ((17, 30), (40, 28))),
   ],
