@@ -1,18 +1,21 @@
 """Layers in stages: the numbers of one device, and weights that stay put."""
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from yi_jax.models import attention, kv_cache, transformer
 from yi_jax.models import config as config_lib
 from yi_jax.sharding import collectives, pipeline, rules
 from yi_jax.sharding import mesh as meshes
-from yi_jax.training import cross_entropy
+from yi_jax.training import cross_entropy, run_config, train_step
+from yi_jax.training import state as train_state
 
 _RULES = rules.STRATEGIES['pipeline'].rules
 _SHARED = (config_lib.LayerSpec('sliding', 5), config_lib.LayerSpec(kv_from=0))
@@ -23,7 +26,7 @@ def _config(**changes):
   small = dict(
     vocab_size=96,
     hidden_size=32,
-    intermediate_size=128,
+    intermediate_size=512,
     num_hidden_layers=4,
     num_attention_heads=4,
     num_key_value_heads=2,
@@ -242,3 +245,40 @@ def test_stages_are_for_stacked_layers_without_a_cache(scan):
       ),
       transformer.abstract_params(config),
     )
+
+
+def _run(**mesh):
+  config = run_config.defaults()
+  config['model']['overrides'] |= dataclasses.asdict(_config())
+  config['data'].update(
+    length=_LENGTH, batch_tokens=_ROWS * _LENGTH, vocabulary_size=96
+  )
+  config['mesh'].update(fsdp=1, **mesh)
+  return run_config.resolve(config)
+
+
+def test_a_run_trains_in_stages_and_each_stores_its_share():
+  run, mesh = _run(microbatches=4), _mesh(stage=2)
+  step = train_step.make(run, mesh, attention_fn=attention.reference)
+  update = step.lower().compile()
+  params, (want, want_grads) = _on_one_device(run.model)
+  state = train_state.fresh(run, mesh, 0, params)
+  state, metrics = update(state, train_step.put_batch(_batch(), step.batch))
+  np.testing.assert_allclose(metrics['loss'], want, rtol=1e-5)
+  norm = optax.global_norm(want_grads)
+  np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-5)
+
+  sent = collectives.collectives(update.as_text(), mesh)
+  ticks = 4 + 2 - 1
+  (moved,) = [c.count for c in sent if c.kind == 'collective-permute']
+  assert moved == 2 * ticks + 2 * ticks  # forwards, and the gradient's
+  weights = jax.tree.leaves((state.params, state.opt_state))
+  stored = sum(x.addressable_shards[0].data.nbytes for x in weights)
+  # All but the final norm is cut.
+  half = sum(x.nbytes for x in weights) / 2
+  np.testing.assert_allclose(stored, half, rtol=1e-3)
+
+
+def test_a_run_that_cannot_be_laid_out_is_refused_before_compiling():
+  with pytest.raises(ValueError, match=r'mesh.microbatches \(2\) must be'):
+    train_step.make(_run(microbatches=2), _mesh(stage=4))

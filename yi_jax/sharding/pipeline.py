@@ -16,12 +16,10 @@ stand.
 
 How it is written (GPipe, Huang et al. 2019, in the form of GSPMD, Xu et al.
 2021, section 3.3): the stages are the leading axis of arrays that are cut over
-`stage`, the layers of all of them run as one `vmap`, and an array that moves on
-is rolled along that axis, which compiles to a collective-permute. Gradients are
-those of the loop.
+`stage`, the layers of all of them run as one `vmap`, and what moves on is rolled
+along that axis by a collective-permute. Gradients are those of the loop.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +34,6 @@ from yi_jax.sharding import rules as rules_lib
 
 _STREAM = ('activation_batch', 'activation_norm_length', 'activation_embed')
 _AXIS = 'stage'
-
-# (array, its leading dimensions' mesh axes, logical axes of the others).
-_Pin = Callable[..., jax.Array]
 
 
 def bubble(stages: int, microbatches: int) -> float:
@@ -182,12 +177,12 @@ class _Pipeline:
       working_on = now - ids  # which microbatch; none yet or no more outside M
       x, aux = stages(params, x, self._of(context, working_on))
       x = self._pin(x, _STREAM, _AXIS)
-      line = jnp.where(_at(ids == S - 1, x), x, _move(line, -1))
+      line = jnp.where(_at(ids == S - 1, x), x, self._move(line, -1))
       waiting = jax.lax.dynamic_update_index_in_dim(waiting, line, place, 1)
       waiting = self._pin(waiting, _STREAM, _AXIS, None)
       busy = (working_on >= 0) & (working_on < self._microbatches)
       aux = jax.tree.map(lambda a: jnp.where(_at(busy, a), a, 0), aux)
-      return (_move(x, 1), waiting), aux
+      return (self._move(x, 1), waiting), aux
 
     waiting = self._deal(x_BTD)
     start = jnp.zeros((S, B // self._microbatches, T, D), x_BTD.dtype)
@@ -212,6 +207,20 @@ class _Pipeline:
     return jax.lax.with_sharding_constraint(
       x, NamedSharding(self._mesh, PartitionSpec(*lead, *cut))
     )
+
+  def _move(self, x: jax.Array, by: int) -> jax.Array:
+    """Sends each stage's part of x [S, ...] to the stage `by` further, around.
+
+    A roll; written out, so that it is one message forwards and one backwards.
+    """
+    pairs = [(s, (s + by) % self._stages) for s in range(self._stages)]
+    return jax.shard_map(
+      lambda part: jax.lax.ppermute(part, _AXIS, pairs),
+      mesh=self._mesh,
+      axis_names={_AXIS},
+      in_specs=PartitionSpec(_AXIS),
+      out_specs=PartitionSpec(_AXIS),
+    )(x)
 
   def _cut_layers(self, leaf: jax.Array) -> jax.Array:
     """[R, ...] -> [S, R/S, ...]: each stage its own."""
@@ -270,25 +279,6 @@ class _Pipeline:
       return self._pin(x, _axes_of_rows(x.ndim - 1), _AXIS)
 
     return jax.tree.map(pick, context)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _move(x: jax.Array, by: int) -> jax.Array:
-  """Sends each stage's part of x [S, ...] to the stage `by` further, around."""
-  return jnp.roll(x, by, axis=0)
-
-
-def _move_forward(x: jax.Array, by: int) -> tuple[jax.Array, None]:
-  return _move(x, by), None
-
-
-def _move_backward(by: int, saved: None, grad: jax.Array) -> tuple[jax.Array]:
-  del saved
-  # Left to itself a roll's gradient is a sum of two, and each is sent.
-  return (_move(grad, -by),)
-
-
-_move.defvjp(_move_forward, _move_backward)
 
 
 def _axes_of_rows(ndim: int) -> tuple[str | None, ...]:

@@ -62,10 +62,12 @@ CONTEXT: Rules = {
   'activation_norm_length': ('context', 'tensor'),
 }
 EXPERT: Rules = {**CONTEXT, 'expert': ('expert',)}
-# Outside the layers the stages are further copies, each with rows of its own.
+# Outside the layers the stages are further copies, each with rows of its own;
+# they share in storing the embedding and the output matrix.
 PIPELINE: Rules = {
   **CONTEXT,
   'layers': ('stage',),
+  'vocab': ('tensor', 'stage'),
   'activation_batch': ('data', 'fsdp', 'stage'),
 }
 # Every device of `data` has all parameters, but only its share of the moments.

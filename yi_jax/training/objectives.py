@@ -26,6 +26,7 @@ def next_token(
   config: model_config.ModelConfig,
   attention_fn: attention.AttentionFn | None = None,
   constrain: transformer.Constrain | None = None,
+  layers_fn: transformer.LayersFn | None = None,
   z_loss: float = 0.0,
   loss_fn: Callable[..., Any] = cross_entropy.cross_entropy,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -38,6 +39,7 @@ def next_token(
     config: the model.
     attention_fn: attention to use instead of the model's default.
     constrain: pins activations to logical axes; None does nothing.
+    layers_fn: runs the layers in stages; None runs one after the other.
     z_loss: weight of log(Z)^2, see `cross_entropy`.
     loss_fn: `cross_entropy`, or that for a mesh (sharding/loss.py).
 
@@ -52,6 +54,7 @@ def next_token(
     positions=batch['positions'],
     attention_fn=attention_fn,
     constrain=constrain,
+    layers_fn=layers_fn,
     logits=False,
   )
   hidden = output.hidden

@@ -168,6 +168,9 @@ def defaults() -> dict[str, Any]:
       # What is cut over them, one of yi_jax.sharding.rules.STRATEGIES; 'auto'
       # takes the one that the axes in use call for.
       'strategy': 'auto',
+      # Pieces in which a batch goes through the stages (sharding/pipeline.py):
+      # a multiple of `stage`, the more the less a stage waits.
+      'microbatches': 1,
     },
   }
 
@@ -205,6 +208,7 @@ class Run:
     max_bad_steps: skipped updates in a row that end the run.
     spike_factor: see `defaults`.
     strategy: what is cut over which mesh axis, see sharding/rules.py.
+    microbatches: see `defaults`, in the section `mesh`.
   """
 
   model: model_config.ModelConfig
@@ -215,6 +219,7 @@ class Run:
   max_bad_steps: int = 10
   spike_factor: float = 0.0
   strategy: str = 'auto'
+  microbatches: int = 1
 
 
 def resolve(config: Any) -> Run:
@@ -278,6 +283,7 @@ def resolve(config: Any) -> Run:
     max_bad_steps=train['max_bad_steps'],
     spike_factor=train['spike_factor'],
     strategy=config['mesh']['strategy'],
+    microbatches=config['mesh']['microbatches'],
   )
   optimizer.check(settings, run.steps, transformer.param_axes(model))
   if run.rows % settings.accumulate_steps:

@@ -22,7 +22,7 @@ from yi_jax.models import attention
 from yi_jax.sharding import attention as sharded_attention
 from yi_jax.sharding import loss as sharded_loss
 from yi_jax.sharding import mesh as meshes
-from yi_jax.sharding import report, ring, rules
+from yi_jax.sharding import pipeline, report, ring, rules
 from yi_jax.training import (
   cross_entropy,
   faults,
@@ -114,13 +114,16 @@ def next_token(
     z_loss: see `objectives.next_token`.
   """
   table = rules.strategy(run.strategy, mesh.shape).rules
+  attention_fn = attention_fn or attention.get()
+  layers_fn = None
+  if mesh.shape['stage'] > 1:
+    layers_fn = pipeline.layers_fn(mesh, run.microbatches, attention_fn, table)
   return functools.partial(
     objectives.next_token,
     config=run.model,
-    attention_fn=sharded_attention.sharded(
-      attention_fn or attention.get(), mesh, table
-    ),
+    attention_fn=sharded_attention.sharded(attention_fn, mesh, table),
     constrain=rules.constrainer(mesh, table) if mesh.size > 1 else None,
+    layers_fn=layers_fn,
     z_loss=z_loss,
     loss_fn=sharded_loss.sharded(cross_entropy.cross_entropy, mesh, table),
   )
@@ -195,8 +198,8 @@ def check(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
   """Refuses a mesh that does not suit a run, before anything is compiled.
 
   Raises:
-    ValueError: if a device would not get whole rows of a microbatch, or
-      parameters would be whole that shall be cut.
+    ValueError: if a device would not get whole rows of a microbatch, layers
+      cannot be cut into stages, or parameters would be whole that shall be cut.
   """
   table = rules.strategy(run.strategy, mesh.shape).rules
   over = table['activation_batch']
@@ -208,6 +211,7 @@ def check(run: run_config.Run, mesh: jax.sharding.Mesh) -> None:
       f'divided over {shards} devices (mesh {" x ".join(over)}) and '
       f'{pieces} microbatches; take a multiple of {shards * pieces} rows'
     )
+  pipeline.check(run.model, mesh, run.microbatches, run.rows // pieces)
   report.check(run.model, mesh, run.strategy)
 
 
