@@ -35,6 +35,7 @@ _MAY_IMPORT = {
   'serving': {
     *('models', 'sharding', 'data', 'checkpoints', 'training', 'paths')
   },
+  'planning': {'models', 'sharding', 'data', 'training', 'paths'},
 }
 _FOR_ALL = {'spelling'}
 # Heavy or foreign packages: the only parts of yi_jax that may import them.
@@ -153,7 +154,9 @@ def test_the_training_step_needs_only_jax_flax_optax_and_numpy():
 
 
 def test_reading_prepared_data_needs_no_tensorflow():
-  builders = {'yi_jax.data.tfds_builder', 'yi_jax.data.tasks'}
+  builders = {
+    f'yi_jax.data.{name}' for name in ('tfds_builder', 'tfds_files', 'tasks')
+  }
   modules = [name for name in _modules('data') if name not in builders]
   assert modules
   heavy = ['tensorflow', 'seqio', 'tensorflow_datasets', 'apache_beam']
