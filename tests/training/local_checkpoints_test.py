@@ -84,6 +84,7 @@ def test_the_newest_two_are_kept_and_found(tmp_path):
     '11.state',
   }
   assert checkpoints.newest() == 11
+  assert checkpoints.newest(before=11) == 10
   checkpoints.forget_after(10)
   assert checkpoints.newest() == 10
   checkpoints.remove()

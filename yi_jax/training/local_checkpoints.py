@@ -105,8 +105,12 @@ class LocalCheckpoints:
       return ''
     return f'no local checkpoint in {self._folder}: {error}'
 
-  def newest(self) -> int:
-    """Returns the newest step that all processes have, 0 for none."""
+  def newest(self, before: float = math.inf) -> int:
+    """Returns the newest step that all processes have, 0 for none.
+
+    Args:
+      before: only older ones count.
+    """
     mine = np.zeros((_SHOWN, 2), np.int32)
     found = self._found()[-_SHOWN:]
     for row, pair in enumerate(found):
@@ -116,7 +120,8 @@ class LocalCheckpoints:
     else:
       everyone = multihost_utils.process_allgather(mine)
     sets = [{tuple(map(int, pair)) for pair in rows} for rows in everyone]
-    return max(step for step, _ in set.intersection(*sets) | {(0, 0)})
+    common = {step for step, _ in set.intersection(*sets)}
+    return max((step for step in common if step < before), default=0)
 
   def restore(
     self, step: int, abstract: train_state.TrainState

@@ -5,6 +5,7 @@ on each host's disk, for the mesh that wrote them (`local_checkpoints`). A run
 goes on from the newest that is complete, and all processes from the same.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,20 +71,21 @@ class Checkpoints:
     """
     complaints = []
     steps, local = self._durable.steps(), self._newest_local()
-    if local and (not steps or local > steps[-1]):
+    while local and (not steps or local > steps[-1]):
       found = self._restore_local(local, abstract, check, complaints)
       if found:
         return found
-      local = 0
+      local = self._newest_local(local)
     if not steps:
       return None
     check(self._durable.newest_manifest())
     state, manifest, more = self._durable.restore(abstract)
     complaints += more
-    if local > int(state.step):  # those after it were damaged
+    while local > int(state.step):  # those after it were damaged
       found = self._restore_local(local, abstract, check, complaints)
       if found:
         return found
+      local = self._newest_local(local)
     self._local.forget_after(int(state.step))
     return state, manifest, complaints
 
@@ -134,8 +136,8 @@ class Checkpoints:
     if complaint:
       self._say(f'warning: {complaint}')
 
-  def _newest_local(self) -> int:
-    return self._local.newest() if self._local_every else 0
+  def _newest_local(self, before: float = math.inf) -> int:
+    return self._local.newest(before) if self._local_every else 0
 
   def _restore_local(
     self,
@@ -152,4 +154,5 @@ class Checkpoints:
       return None
     state, manifest = found
     check(manifest)
+    self._local.forget_after(step)
     return state, manifest, complaints
