@@ -24,8 +24,8 @@ from yi_jax.data import prepared, vocabulary
 from yi_jax.models import config as model_config
 from yi_jax.serving import generation
 from yi_jax.sharding import mesh as meshes
+from yi_jax.sharding import pipeline, start
 from yi_jax.sharding import report as layout
-from yi_jax.sharding import start
 from yi_jax.training import (
   checkpointing,
   evaluation,
@@ -463,10 +463,17 @@ def _describe(
   size = model_config.num_params(run.model)
   device = mesh.devices.flat[0].device_kind
   tokens = run.rows * run.length
-  return (
+  line = (
     f'{config.model.preset}: {size:,} parameters on {mesh.size} x {device}, '
     f'{run.rows:,} rows of {run.length:,} = {tokens:,} tokens a step'
   )
+  if (stages := mesh.shape['stage']) > 1:
+    waits = pipeline.bubble(stages, run.microbatches)
+    line += (
+      f'; {run.microbatches} microbatches through {stages} stages, each of '
+      f'which waits {waits:.0%} of the time'
+    )
+  return line
 
 
 if __name__ == '__main__':
