@@ -191,3 +191,25 @@ def test_tasks_of_different_arrays_do_not_mix():
   rows = loader.Loader(readers, {'a': 1, 'b': 1}, batch_size=4, seed=0)
   with pytest.raises(ValueError, match='same arrays of the same shape; tokens'):
     next(rows)
+
+
+def test_rows_that_are_left_out_are_stepped_over():
+  places = [loader.place(row, [(2, 4), (4, 5), (7, 9)]) for row in range(6)]
+  assert places == [0, 1, 5, 6, 9, 10]
+
+
+@pytest.mark.parametrize(
+  ('skipped', 'first', 'end', 'want'),
+  [
+    ([], 2, 6, [(2, 6)]),
+    ([(4, 8)], 2, 6, [(2, 4), (4, 8), (8, 10)]),
+    ([(0, 3)], 1, 2, [(0, 3), (4, 5)]),
+  ],
+)
+def test_what_was_read_can_be_left_out(skipped, first, end, want):
+  ranges = loader.leave_out(skipped, first, end)
+  assert ranges == want
+  # The same rows follow as would have followed.
+  before = [loader.place(row, skipped) for row in range(20)]
+  after = [loader.place(row, ranges) for row in range(20 - (end - first))]
+  assert after == before[:first] + before[end:]

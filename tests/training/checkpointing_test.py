@@ -320,6 +320,35 @@ def test_a_full_disk_is_told_and_older_checkpoints_stay(tmp_path):
   assert int(_restore(tmp_path)[0].step) == 1
 
 
+def test_after_a_save_that_failed_the_next_one_is_tried(tmp_path):
+  checkpoints = checkpointing.Checkpointer(str(tmp_path), 3)
+  assert checkpoints.save(1, _state(_mesh(1), 1), _manifest(1)) == ''
+  checkpoints.wait()
+  folder = tmp_path / 'checkpoints'
+  moved = tmp_path / 'moved'
+  # No checkpoint can be made where there is a file.
+  folder.rename(moved)
+  folder.write_text('')
+  state = _state(_mesh(1), 2)
+  said = checkpoints.save(2, state, _manifest(2))
+  folder.unlink()
+  moved.rename(folder)
+  said += checkpoints.save(3, _state(_mesh(1), 3), _manifest(3))
+  assert said.count('could not be written') == 1
+  checkpoints.close()
+  assert int(_restore(tmp_path)[0].step) == 3
+
+
+def test_later_checkpoints_are_forgotten(tmp_path):
+  _save(tmp_path, [1, 2, 3])
+  checkpoints = checkpointing.Checkpointer(str(tmp_path), 3)
+  checkpoints.forget_after(1)
+  assert checkpoints.steps() == [1]
+  assert checkpoints.save(2, _state(_mesh(1), 2), _manifest(2)) == ''
+  checkpoints.close()
+  assert int(_restore(tmp_path)[0].step) == 2
+
+
 @pytest.mark.parametrize(
   ('rates', 'rows', 'message'),
   [

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from yi_jax.models import config as model_config
@@ -107,3 +108,44 @@ def test_mfu_is_the_share_of_all_devices_peaks():
 )
 def test_durations_are_for_people(seconds, text):
   assert metrics.duration(seconds) == text
+
+
+def test_lines_wait_until_there_is_room(tmp_path, monkeypatch):
+  writer = metrics.Writer(str(tmp_path), 0)
+  assert writer.write(1, {'loss': 1.0})
+  file, full = writer._lines._file, [True]
+
+  class Disk:
+    """Takes half of a line, and then no more."""
+
+    def write(self, piece):
+      if not full[0]:
+        return file.write(piece)
+      file.write(piece[: len(piece) // 2])
+      raise OSError(28, 'No space left on device')
+
+    def __getattr__(self, name):
+      return getattr(file, name)
+
+  monkeypatch.setattr(writer._lines, '_file', Disk())
+  assert not writer.write(2, {'loss': 2.0})
+  assert not writer.write(3, {'loss': 3.0})
+  path = tmp_path / 'metrics.jsonl'
+  assert path.read_text() == '{"step": 1, "loss": 1.0}\n'
+  full[0] = False
+  assert writer.write(4, {'loss': 4.0})
+  writer.close()
+  assert [line['step'] for line in metrics.read(path)] == [1, 2, 3, 4]
+
+
+def test_the_log_of_rows_forgets_what_is_read_again(tmp_path):
+  with metrics.RowLog(str(tmp_path), 0) as log:
+    for step in (1, 2, 3):
+      log.write(step, np.int64([step, 10 + step]))
+  # Another process, which is gone by now.
+  (tmp_path / 'rows/1.jsonl').write_text('{"step": 3, "row_id": [9]}\n')
+  with metrics.RowLog(str(tmp_path), 2) as log:
+    log.write(3, np.int64([7, 8]))
+  rows = [line['row_id'] for line in metrics.read(tmp_path / 'rows/0.jsonl')]
+  assert rows == [[1, 11], [2, 12], [7, 8]]
+  assert metrics.read(tmp_path / 'rows/1.jsonl') == []

@@ -32,12 +32,17 @@ def test_base_holds_the_defaults_and_takes_overrides_of_every_type():
   assert set(flat['data'].pop('rates').values()) == {None}
   want = run_config.defaults()
   assert want['data'].pop('rates') == {}
+  # So have the fields of stretched positions.
+  assert set(flat['model']['overrides'].pop('rope_scaling').values()) == {None}
+  assert want['model']['overrides'].pop('rope_scaling') is None
   assert flat == want
   config.data.rates.en_books_plays = 1.0
   config.model.overrides.rope_theta = 1e6
   config.model.overrides.remat = 'full'
   config.model.overrides.num_hidden_layers = 2
   config.model.overrides.tie_word_embeddings = True
+  config.model.overrides.rope_scaling.rope_type = 'linear'
+  config.model.overrides.rope_scaling.factor = 4.0
   model = run_config.resolve(config).model
   assert model == model_config.get_preset(
     'tiny',
@@ -45,6 +50,7 @@ def test_base_holds_the_defaults_and_takes_overrides_of_every_type():
     remat='full',
     num_hidden_layers=2,
     tie_word_embeddings=True,
+    rope_scaling=model_config.RopeScaling('linear', 4.0),
   )
 
 
@@ -160,3 +166,28 @@ def test_only_stages_that_have_not_begun_may_change():
   assert line.startswith('data.stages changed: ')
   with pytest.raises(ValueError, match='another run, with data.stages = '):
     run_config.refuse_other_run(saved, now, 5001)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'factor'), [('none', 1), ('sqrt', 2), ('linear', 4)]
+)
+def test_the_learning_rate_follows_the_batch_only_when_asked(rule, factor):
+  config = run_config.defaults()
+  config['optimizer']['scale_with_batch'] = rule
+  config['optimizer']['reference_batch_tokens'] = 1024
+  config['data']['batch_tokens'] = 4096
+  rate = run_config.resolve(config).optimizer.learning_rate
+  assert rate == pytest.approx(1e-3 * factor)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'message'),
+  [('square', "none, sqrt, linear, not 'square'"), ('sqrt', 'the batch that')],
+)
+def test_a_rule_for_the_learning_rate_that_says_nothing_is_refused(
+  rule, message
+):
+  config = run_config.defaults()
+  config['optimizer']['scale_with_batch'] = rule
+  with pytest.raises(ValueError, match=message):
+    run_config.resolve(config)
