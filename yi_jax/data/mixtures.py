@@ -144,16 +144,21 @@ def register_files(name: str, pattern: str, column: str = 'text') -> Task:
   Raises:
     ValueError: if the name has another form, or is taken by another task.
   """
+  check_name(name)
+  task = Task(name, pattern=pattern, column=column)
+  if TASKS.setdefault(name, task) != task:
+    raise ValueError(f'task {name!r} is there already and reads other data')
+  return task
+
+
+def check_name(name: str) -> None:
+  """Raises ValueError unless a name is language_kind_source."""
   parts = name.split('_', 2)
   if len(parts) != 3 or parts[1] not in KINDS:
     raise ValueError(
       f'a task is named language_kind_source, kind being one of {list(KINDS)}, '
       f'not {name!r}'
     )
-  task = Task(name, pattern=pattern, column=column)
-  if TASKS.setdefault(name, task) != task:
-    raise ValueError(f'task {name!r} is there already and reads other data')
-  return task
 
 
 def by_kind(

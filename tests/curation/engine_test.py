@@ -1,0 +1,360 @@
+"""The engine: the same result whatever runs it, however often it is stopped."""
+
+import errno
+import gzip
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import ml_collections
+import pytest
+
+from yi_jax.curation import engine, passes, running, shards
+
+_STAGES = """
+import hashlib, os, time
+import numpy as np
+from yi_jax.curation import documents, stage
+
+
+class Short(stage.Stage):
+  name = 'short'
+
+  def process(self, batch):
+    if os.environ.get('SLOW'):
+      time.sleep(0.05)
+    for i in batch.alive():
+      if 'POISON' in batch.texts[i]:
+        raise ValueError('poisoned document ' + batch.ids[i])
+      size = len(batch.texts[i])
+      batch.score('characters')[i] = size
+      if size < self.config['least']:
+        batch.remove(i, 'short', 'characters', f'{size} < {self.config["least"]}')
+    return batch
+
+
+class Upper(stage.Stage):
+  name = 'upper'
+
+  def setup(self):
+    self.ready = True
+
+  def process(self, batch):
+    assert self.ready
+    assert batch.alive() == list(range(len(batch)))  # removed ones are gone
+    for i, text in enumerate(batch.texts):
+      if text != text.upper():
+        batch.change(i, 'upper', text.upper(), 'raised')
+    return batch
+
+
+def _hash(text):
+  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def rows(batch):
+  return [(_hash(t) % 4, [(_hash(t), i)]) for t, i in zip(batch.texts, batch.ids)]
+
+
+def losers(group):
+  best = {}
+  for part in group[1]:
+    for key, identifier in part:
+      best.setdefault(key, []).append(identifier)
+  return [i for ids in best.values() for i in sorted(ids)[1:]]
+
+
+def drop(batch, gone):
+  gone = set(gone)
+  for i, identifier in enumerate(batch.ids):
+    if identifier in gone:
+      batch.remove(i, 'twins', 'same', 'has a twin')
+  return batch
+
+
+class Twins(stage.GlobalStage):
+  name = 'twins'
+
+  def expand(self, batches):
+    import apache_beam as beam
+    gone = (
+      batches | beam.FlatMap(rows) | beam.GroupByKey() | beam.FlatMap(losers)
+    )
+    return batches | beam.Map(drop, beam.pvalue.AsList(gone))
+
+
+class Forgetful(stage.GlobalStage):
+  name = 'forgetful'
+
+  def expand(self, batches):
+    import apache_beam as beam
+    return batches | beam.Filter(lambda batch: batch.place[1] == 0)
+"""
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch):
+  """Three stages in a module that worker processes can import."""
+  (tmp_path / 'some_stages.py').write_text(_STAGES)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  monkeypatch.delitem(sys.modules, 'some_stages', raising=False)
+  return tmp_path
+
+
+def _lines(count=2500, first=0):
+  return [
+    json.dumps({'text': f'text {n % 700} {"x" * (n % 7)}', 'id': f'n{n}'})
+    for n in range(first, first + count)
+  ]
+
+
+def _config(folder, files=3, names=('Short', 'Upper', 'Twins'), **changes):
+  for number in range(files):
+    path = folder / f'part-{number}.jsonl'
+    if not path.exists():
+      path.write_text('\n'.join(_lines(first=2500 * number)))
+  titles = [f'some_stages:{name}' for name in names]
+  config = ml_collections.ConfigDict(
+    {
+      'root': str(folder / 'data'),
+      'inputs': {'web': {'files': str(folder / 'part-*.jsonl')}},
+      'read': {'shard_documents': 1000},
+      'stages': titles,
+      'fuse': True,
+      **{
+        name.lower(): {'least': 9} if name == 'Short' else {} for name in names
+      },
+    }
+  )
+  config.update(changes)
+  return config
+
+
+def _run(config, workdir, **machine):
+  return engine.run(config, str(workdir), engine.Machine(**machine))
+
+
+def _content(found):
+  """Returns the bytes of everything that has to be the same."""
+  return {
+    (number, path.parent.name, path.name): path.read_bytes()
+    for number, one in enumerate(found)
+    for folder in ('kept', 'removed', 'stats', 'quarantine', '.')
+    for path in sorted(pathlib.Path(one.folder, folder).glob('*'))
+    if path.is_file() and path.name not in ('seconds.json', 'shuffled.json')
+  }
+
+
+def _documents(one, kind='kept'):
+  return [
+    batch
+    for path in sorted(pathlib.Path(one.folder, kind).glob('*.parquet'))
+    for batch in shards.read(path)
+  ]
+
+
+def _ids(one, kind='kept'):
+  return [i for batch in _documents(one, kind) for i in batch.ids]
+
+
+def test_stages_see_what_those_before_left_and_all_is_counted(stages, tmp_path):
+  found = _run(_config(stages), tmp_path / 'run')
+  assert [one.names for one in found] == [
+    ('read',),
+    ('short', 'upper'),
+    ('twins',),
+  ]
+  texts = [json.loads(line)['text'] for line in _lines(7500)]
+  long = [text for text in texts if len(text) >= 9]
+  assert len(_ids(found[1])) == len(long)
+  assert len(_ids(found[1], 'removed')) == 7500 - len(long)
+  assert len(_ids(found[2])) == len(set(long))
+  last = [text for batch in _documents(found[2]) for text in batch.texts]
+  assert sorted(last) == sorted({text.upper() for text in long})
+  short, upper = found[1].manifest()['counts']
+  assert short['kept']['web|'] == [len(long), sum(map(len, long))]
+  assert short['removed']['short.characters']['web|'][0] == 7500 - len(long)
+  assert upper['changed'] == {'web': len(long)}
+  (twins,) = found[2].manifest()['counts']
+  assert twins['removed']['twins.same']['web|'][0] == len(long) - len(set(long))
+  near = short['edges']['characters']
+  assert {entry['score'] for entry in near['removed']} <= {6, 7, 8}
+  assert max(entry['score'] for entry in near['removed']) == 8
+  assert near['kept'][0]['score'] == 9
+
+
+def test_workers_do_not_matter(stages, tmp_path):
+  one = _run(_config(stages), tmp_path / 'one')
+  two = _run(_config(stages), tmp_path / 'two', workers=2)
+  content = _content(one)
+  assert len(content) > 20
+  assert _content(two) == content
+
+
+def test_a_pass_for_each_stage_gives_the_same_documents(stages, tmp_path):
+  fused = _run(_config(stages), tmp_path / 'fused')
+  single = _run(_config(stages, fuse=False), tmp_path / 'single')
+  assert len(single) == len(fused) + 1
+  assert _ids(single[-1]) == _ids(fused[-1])
+
+
+def test_what_has_not_changed_is_not_done_again(stages, tmp_path, monkeypatch):
+  names = ('Short', 'Twins', 'Upper')
+  first = _run(_config(stages, names=names), tmp_path / 'run')
+  before = _content(first)
+  done = []
+  monkeypatch.setattr(passes, 'run', lambda job: done.append(job.folder))
+  monkeypatch.setattr(running, 'shuffle', lambda *a, **k: done.append('all'))
+  again = _run(_config(stages, names=names), tmp_path / 'run')
+  assert done == []
+  assert _content(again) == before
+  monkeypatch.undo()
+  monkeypatch.syspath_prepend(str(stages))
+  changed = _config(stages, names=names, short={'least': 10})
+  other = _run(changed, tmp_path / 'run')
+  assert other[0].folder == first[0].folder
+  assert [a.folder != b.folder for a, b in zip(other, first, strict=True)] == [
+    *(False, True, True, True)
+  ]
+  assert len(_ids(other[1])) < len(_ids(first[1]))
+
+
+def test_a_changed_input_is_read_again(stages, tmp_path):
+  config = _config(stages, names=('Short',))
+  first = _run(config, tmp_path / 'run')
+  path = stages / 'part-1.jsonl'
+  path.write_text(path.read_text() + '\n{"text": "one more document"}')
+  assert len(_ids(_run(config, tmp_path / 'run')[1])) == len(_ids(first[1])) + 1
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_killed_run_goes_on_to_the_same_result(stages, tmp_path, workers):
+  config = _config(stages, names=('Short', 'Upper'))
+  whole = _content(_run(config, tmp_path / 'whole'))
+  script = tmp_path / 'script.py'
+  script.write_text(
+    'import sys, json, ml_collections\n'
+    'from yi_jax.curation import engine\n'
+    'if __name__ == "__main__":\n'
+    '  config = ml_collections.ConfigDict(json.loads(sys.argv[1]))\n'
+    f'  engine.run(config, sys.argv[2], engine.Machine(workers={workers}))\n'
+  )
+  run = subprocess.Popen(
+    [sys.executable, script, config.to_json(), str(tmp_path / 'killed')],
+    env={**os.environ, 'SLOW': '1'},
+    stdout=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+  deadline = time.monotonic() + 120
+  pattern = 'stages/01-*/stats/*.json'
+  while len(list((tmp_path / 'killed').glob(pattern))) < 2:
+    assert run.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  os.killpg(run.pid, signal.SIGKILL)
+  run.wait()
+  assert not list((tmp_path / 'killed').glob('stages/01-*/manifest.json'))
+  after = _run(config, tmp_path / 'killed', workers=workers)
+  assert _content(after) == whole
+
+
+def test_an_error_of_a_stage_is_shown_as_it_is(stages, tmp_path):
+  path = stages / 'part-1.jsonl'
+  config = _config(stages, names=('Short', 'Upper'))
+  path.write_text(path.read_text() + '\n{"text": "a POISON document"}')
+  for workers in (1, 2):
+    with pytest.raises(ValueError, match=r'^poisoned document web/part-1'):
+      _run(config, tmp_path / 'run', workers=workers)
+
+
+def test_a_full_disk_leaves_no_half_and_the_rerun_goes_on(
+  stages, tmp_path, monkeypatch
+):
+  config = _config(stages, names=('Short', 'Upper'))
+  whole = _content(_run(config, tmp_path / 'whole'))
+  written = []
+  real = shards.Writer.write
+
+  def write(self, batch):
+    written.append(batch)
+    if len(written) > 20:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    real(self, batch)
+
+  monkeypatch.setattr(shards.Writer, 'write', write)
+  with pytest.raises(OSError, match='No space left'):
+    _run(config, tmp_path / 'full')
+  assert not list((tmp_path / 'full').rglob('.*.part-*'))
+  monkeypatch.setattr(shards.Writer, 'write', real)
+  assert _content(_run(config, tmp_path / 'full')) == whole
+
+
+def test_a_stage_that_loses_batches_is_found_out(stages, tmp_path):
+  config = _config(stages, names=('Forgetful',), read={'shard_documents': 5000})
+  with pytest.raises(ValueError, match='Forgetful lost 6 of 9 batches'):
+    _run(config, tmp_path / 'run')
+
+
+def test_too_much_damage_ends_the_run_and_names_the_cure(stages, tmp_path):
+  with gzip.open(stages / 'bad.jsonl.gz', 'wb') as file:
+    file.write(b'{"text": "good"}\n' * 90 + b'{"text": \n' * 10)
+  config = _config(stages, names=('Upper',))
+  config.inputs = {'bad': {'files': str(stages / 'bad.jsonl.gz')}}
+  with pytest.raises(ValueError, match=r'10 of 100 .* input bad .*max_damaged'):
+    _run(config, tmp_path / 'run')
+  config.read.max_damaged = 0.1
+  found = _run(config, tmp_path / 'run')
+  assert found[0].manifest()['quarantine'] == {'bad': {'broken JSON': 10}}
+  (path,) = pathlib.Path(found[0].folder, 'quarantine').iterdir()
+  entries = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [entry['position'] for entry in entries] == list(range(90, 100))
+
+
+def test_a_dry_run_reads_some_of_each_file_and_keeps_to_itself(
+  stages, tmp_path
+):
+  config = _config(stages, names=('Upper',))
+  found = engine.run(config, str(tmp_path / 'run'), engine.Machine(), 30)
+  ids = _ids(found[0])
+  assert len(ids) == 30
+  assert sum(i.startswith('web/part-2.jsonl/') for i in ids) == 10
+  assert _ids(_run(config, tmp_path / 'run')[0]) != ids
+
+
+def test_nothing_left_is_an_error(stages, tmp_path):
+  config = _config(stages, short={'least': 10_000})
+  with pytest.raises(ValueError, match='7,500 by short.characters'):
+    _run(config, tmp_path / 'run')
+
+
+def test_stages_run_under_a_runner_of_beam(stages, tmp_path):
+  config = _config(stages, files=1, names=('Short', 'Upper'))
+  local = _content(_run(config, tmp_path / 'local'))
+  beam = _run(config, tmp_path / 'beam', runner='BundleBasedDirectRunner')
+  assert _content(beam) == local
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'stages': ['rulez']}, "no stage 'rulez'"),
+    ({'stages': ['some_stages:Short'] * 2}, "names 'short' twice"),
+    ({'inputs': {}}, 'inputs is empty'),
+    ({'read': {'max_byte': 1}}, "did you mean 'max_bytes'"),
+  ],
+)
+def test_a_wrong_config_is_refused_before_anything_runs(
+  stages, tmp_path, changes, message
+):
+  config = _config(stages)
+  with config.unlocked():
+    for key, value in changes.items():
+      config[key] = value
+  with pytest.raises(ValueError, match=message):
+    _run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()

@@ -1,0 +1,164 @@
+"""What stages did, in figures and samples: the material of the report.
+
+Counts are made shard by shard and added up; samples are chosen by hash of the
+id, so that neither workers nor the cut of batches decides them.
+"""
+
+import collections
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from yi_jax.curation import documents
+
+SAMPLES = 5  # of each rule, in the report
+_EXCERPT = 300  # characters
+
+
+def table(batch: documents.Batch, indices: Iterable[int]) -> dict[str, list]:
+  """Returns 'source|language' -> [documents, characters]."""
+  found = collections.defaultdict(lambda: [0, 0])
+  for i in indices:
+    entry = found[f'{batch.sources[i]}|{batch.languages[i]}']
+    entry[0] += 1
+    entry[1] += len(batch.texts[i])
+  return dict(found)
+
+
+class Counts:
+  """What one stage did to some documents.
+
+  Attributes:
+    name: of the stage.
+    kept: 'source|language' -> [documents, characters] after it.
+    removed: rule -> the same, of what it removed.
+    changed: source -> documents that go on with its name on their trail.
+    samples: rule -> removed documents; those with the least draw.
+    edges: rule -> {'kept', 'removed'} -> documents with the smallest and the
+      largest recorded score, from which those near the threshold are taken.
+  """
+
+  def __init__(self, name: str) -> None:
+    """Starts at nothing."""
+    self.name = name
+    self.kept: dict[str, list[int]] = {}
+    self.removed: dict[str, dict[str, list[int]]] = {}
+    self.changed: collections.Counter[str] = collections.Counter()
+    self.samples: dict[str, list[dict[str, Any]]] = {}
+    self.edges: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+  def add(self, batch: documents.Batch, known: Iterable[str] = ()) -> None:
+    """Counts a batch that the stage has seen; removed documents are in it.
+
+    Args:
+      batch: after the stage, without what was removed before.
+      known: names of scores that were there before.
+    """
+    alive = batch.alive()
+    _sum(self.kept, table(batch, alive))
+    by_rule = collections.defaultdict(list)
+    for i, rule in enumerate(batch.removed):
+      if rule:
+        by_rule[rule].append(i)
+    for rule, indices in by_rule.items():
+      _sum(self.removed.setdefault(rule, {}), table(batch, indices))
+      drawn = [
+        {**_sample(batch, i), 'draw': documents.draw(0, batch.ids[i])}
+        for i in indices
+      ]
+      self._keep_samples(rule, drawn)
+    for i in alive:
+      if any(name == self.name for name, _ in batch.trails[i]):
+        self.changed[batch.sources[i]] += 1
+    for name in batch.scores.keys() - set(known):
+      self._add_edges(name, batch, alive, by_rule)
+
+  def _keep_samples(self, rule: str, drawn: list[dict[str, Any]]) -> None:
+    joined = self.samples.get(rule, []) + drawn
+    joined.sort(key=lambda sample: (sample['draw'], sample['id']))
+    self.samples[rule] = joined[:SAMPLES]
+
+  def _add_edges(
+    self,
+    name: str,
+    batch: documents.Batch,
+    alive: list[int],
+    by_rule: dict[str, list[int]],
+  ) -> None:
+    """Keeps the documents with extreme scores, kept and removed by the rule."""
+    removed = by_rule.get(f'{self.name}.{name}', [])
+    for side, indices in (('kept', alive), ('removed', removed)):
+      values = batch.scores[name][indices]
+      order = [i for i in np.argsort(values) if not np.isnan(values[i])]
+      ends = dict.fromkeys([*order[:SAMPLES], *order[-SAMPLES:]])
+      found = [
+        {**_sample(batch, indices[i]), 'score': float(values[i])} for i in ends
+      ]
+      edges = self.edges.setdefault(name, {'kept': [], 'removed': []})
+      edges[side] = _ends(edges[side] + found)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns all of it as JSON has it."""
+    return {**vars(self), 'changed': dict(self.changed)}
+
+  def merge(self, other: dict[str, Any]) -> None:
+    """Adds what `to_json` gave for other documents."""
+    _sum(self.kept, other['kept'])
+    for rule, entry in other['removed'].items():
+      _sum(self.removed.setdefault(rule, {}), entry)
+    self.changed.update(other['changed'])
+    for rule, samples in other['samples'].items():
+      self._keep_samples(rule, samples)
+    for name, sides in other['edges'].items():
+      edges = self.edges.setdefault(name, {'kept': [], 'removed': []})
+      for side, found in sides.items():
+        edges[side] = _ends(edges[side] + found)
+
+
+def near(
+  edges: dict[str, list[dict[str, Any]]],
+) -> dict[str, list[dict[str, Any]]]:
+  """Returns the kept and removed documents nearest to a rule's threshold.
+
+  Which side of the threshold is kept is seen from where the removed ones lie.
+
+  Args:
+    edges: of a rule, see Counts.
+  """
+  kept, removed = edges['kept'], edges['removed']
+  if not kept or not removed:
+    return {'kept': [], 'removed': removed[:SAMPLES]}
+  middle = np.median([entry['score'] for entry in kept])
+  above = np.median([entry['score'] for entry in removed]) > middle
+  if above:
+    return {'kept': kept[-SAMPLES:], 'removed': removed[:SAMPLES]}
+  return {'kept': kept[:SAMPLES], 'removed': removed[-SAMPLES:]}
+
+
+def totals(counted: dict[str, list[int]]) -> list[int]:
+  """Returns [documents, characters] over all sources and languages."""
+  return [sum(entry[k] for entry in counted.values()) for k in (0, 1)]
+
+
+def _ends(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the samples with the smallest and the largest scores, sorted."""
+  ordered = sorted(samples, key=lambda s: (s['score'], s['id']))
+  if len(ordered) <= 2 * SAMPLES:
+    return ordered
+  return ordered[:SAMPLES] + ordered[-SAMPLES:]
+
+
+def _sum(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+  for key, entry in more.items():
+    before = total.get(key, [0, 0])
+    total[key] = [a + b for a, b in zip(before, entry, strict=True)]
+
+
+def _sample(batch: documents.Batch, i: int) -> dict[str, Any]:
+  """Returns what the report shows of a document."""
+  return {
+    'id': batch.ids[i],
+    'text': batch.texts[i][:_EXCERPT],
+    'trail': [list(entry) for entry in batch.trails[i][-1:]],
+  }

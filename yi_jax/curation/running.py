@@ -1,0 +1,230 @@
+"""Where passes run: processes of this machine, or a runner of Apache Beam.
+
+The same functions over the same files either way. On one machine a pass over
+shards needs no Beam, and a pool hands out shards as workers become free; what
+has to see all documents is a Beam pipeline everywhere.
+"""
+
+import concurrent.futures
+import contextlib
+import logging
+import multiprocessing
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import process
+from typing import Any
+
+from etils import epath
+
+from yi_jax.curation import cascade, documents, passes, shards
+
+LOCAL = 'local'  # runner: this machine
+
+_TICK = 5  # seconds between two looks at the pool
+
+# (shard, its file, batch): what a pipeline hands around instead of documents.
+Reference = tuple[int, str, int]
+
+
+def each(
+  jobs: Sequence[passes.Job],
+  *,
+  runner: str,
+  workers: int,
+  beam_flags: str,
+  tell: Callable[[passes.Job | None], None],
+) -> None:
+  """Does jobs, in any order.
+
+  Args:
+    jobs: what to do.
+    runner: LOCAL, or the name of a Beam runner.
+    workers: processes on this machine.
+    beam_flags: options of the runner, as on a command line.
+    tell: is called with each job done, and with None now and then.
+
+  Raises:
+    ValueError: if a stage refuses its input.
+    OSError: if a file is missing, or a disk full, or a worker died.
+  """
+  if runner != LOCAL:
+    import apache_beam as beam
+
+    with pipeline(runner, workers, beam_flags) as made:
+      _ = (
+        made | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(passes.run)
+      )
+    return
+  if workers == 1:
+    for job in jobs:
+      passes.run(job)
+      tell(job)
+    return
+  # Fresh processes: a fork of one that has threads may hang.
+  context = multiprocessing.get_context('spawn')
+  with process.ProcessPoolExecutor(workers, context) as pool:
+    waiting = {pool.submit(passes.run, job): job for job in jobs}
+    try:
+      while waiting:
+        done, _ = concurrent.futures.wait(
+          waiting, _TICK, concurrent.futures.FIRST_COMPLETED
+        )
+        for future in done:
+          job = waiting.pop(future)
+          future.result()
+          tell(job)
+        tell(None)
+    except process.BrokenProcessPool as error:
+      raise OSError(
+        'a worker process was killed, for want of memory perhaps: take fewer '
+        '--workers and start again; what was finished is kept'
+      ) from error
+    finally:
+      pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Stored:
+  """Documents of a pass, as often as a pipeline wants them.
+
+  `stored | transform` reads the files anew. A PCollection that is used twice
+  would be kept, texts and all: on one machine, in memory.
+
+  Attributes:
+    pipeline: it is part of.
+  """
+
+  def __init__(self, references: Any) -> None:
+    """Takes a PCollection of Reference."""
+    self._references, self._uses = references, 0
+    self.pipeline = references.pipeline
+
+  def __or__(self, transform: Any) -> Any:
+    """Returns the PCollection that a transform makes of the batches."""
+    return self.collection() | transform
+
+  def collection(self) -> Any:
+    """Returns a PCollection of the batches, read anew."""
+    import apache_beam as beam
+
+    self._uses += 1
+    return self._references | f'Read{self._uses}' >> beam.Map(load)
+
+
+def load(reference: Reference) -> documents.Batch:
+  """Returns a batch with its place."""
+  number, path, index = reference
+  batch = shards.read_batch(epath.Path(path), index)
+  batch.place = number, index
+  return batch
+
+
+def part_path(folder: str, place: tuple[int, int]) -> epath.Path:
+  """Returns where a batch that went through a shuffle is written."""
+  return epath.Path(folder) / 'parts' / f'{place[0]:06}-{place[1]:06}.parquet'
+
+
+def _write_part(batch: documents.Batch, folder: str, stage: str) -> None:
+  if batch.place < (0, 0):
+    raise ValueError(
+      f'stage {stage} made a batch that has no place: change those it is given, '
+      'or take select() of them'
+    )
+  with shards.Writer(part_path(folder, batch.place)) as file:
+    file.write(batch)
+
+
+def shuffle(
+  name: str,
+  config: Any,
+  references: Sequence[Reference],
+  folder: str,
+  *,
+  runner: str,
+  workers: int,
+  beam_flags: str,
+) -> None:
+  """Runs a stage that sees all documents; writes a file for each batch.
+
+  Args:
+    name: of the stage.
+    config: its section.
+    references: to all batches.
+    folder: of the pass.
+    runner: LOCAL, or the name of a Beam runner.
+    workers: processes on this machine.
+    beam_flags: options of the runner.
+
+  Raises:
+    ValueError: if the stage refuses something, or loses a batch.
+  """
+  import apache_beam as beam
+
+  with pipeline(runner, workers, beam_flags) as made:
+    # Nothing to fuse with: else one worker would read all that Create lists.
+    created = made | beam.Create(list(references)) | beam.Reshuffle()
+    batches = cascade.make(name, config).expand(Stored(created))
+    _ = batches | 'WriteParts' >> beam.Map(_write_part, folder, name)
+  lost = [r for r in references if not part_path(folder, (r[0], r[2])).exists()]
+  if lost:
+    raise ValueError(
+      f'{name} lost {len(lost):,} of {len(references):,} batches: it has '
+      'to return each, with the documents it removed'
+    )
+
+
+@contextlib.contextmanager
+def pipeline(runner: str, workers: int, beam_flags: str) -> Iterator[Any]:
+  """Yields a Beam pipeline that runs when the block ends.
+
+  Raises:
+    ValueError: if a stage refused something in a worker.
+    OSError: if a worker met one, on a full disk say.
+  """
+  import apache_beam as beam
+  from apache_beam.options import pipeline_options
+  from apache_beam.runners.portability import fn_api_runner
+
+  flags = shlex.split(beam_flags)
+  if runner == LOCAL:
+    # By name it might fetch the binary of another runner first.
+    chosen = fn_api_runner.FnApiRunner()
+    mode = 'multi_processing' if workers > 1 else 'in_memory'
+    flags += [
+      f'--direct_running_mode={mode}',
+      f'--direct_num_workers={workers}',
+    ]
+  else:
+    chosen = runner
+  flags.append('--default_sdk_harness_log_level=ERROR')
+  options = pipeline_options.PipelineOptions(flags)
+  try:
+    with _quiet(), beam.Pipeline(runner=chosen, options=options) as made:
+      yield made
+  except RuntimeError as error:
+    raise _plain(error) from error
+
+
+def _plain(error: RuntimeError) -> Exception:
+  """Returns the error of a worker, where Beam says it in its own words."""
+  found = re.findall(
+    r'^(ValueError|OSError|FileNotFoundError): (.*?)(?: \[while running.*)?$',
+    str(error),
+    re.MULTILINE,
+  )
+  if not found:
+    return error
+  kind, message = found[-1]
+  return ValueError(message) if kind == 'ValueError' else OSError(message)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Beam tells how its workers come and go; errors stay."""
+  beam_log = logging.getLogger('apache_beam')
+  before = beam_log.level
+  beam_log.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    beam_log.setLevel(before)
