@@ -1,5 +1,7 @@
 """config.json: of every version of transformers, read exactly or refused."""
 
+import json
+
 import pytest
 
 from yi_jax.checkpoints import hf_config
@@ -79,8 +81,16 @@ def test_what_changes_nothing_is_accepted(changes):
       'neither architectures nor model_type',
     ),
     (
-      {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}},
-      'rope_scaling is {"type": "dynamic"',
+      {'rope_scaling': {'rope_type': 'yarn', 'factor': 2.0, 'mscale': 0.7}},
+      'rope_scaling is {"rope_type": "yarn"',
+    ),
+    (
+      {'rope_scaling': {'rope_type': 'linear', 'factor': 0.5}},
+      'factor of linear is at least 1',
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'default', 'partial_rotary_factor': 2}},
+      'rope_parameters is {"rope_type": "default"',
     ),
     (
       {'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 5e5}},
@@ -101,6 +111,43 @@ def test_what_changes_nothing_is_accepted(changes):
 def test_another_model_is_refused_by_the_key(changes, message):
   with pytest.raises(ValueError, match=f'^a/config.json.*{message}'):
     hf_config.to_model({**_OLD, **changes}, 'a/config.json')
+
+
+@pytest.mark.parametrize(
+  ('rope', 'want'),
+  [
+    ({'type': 'linear', 'factor': 4.0}, ('linear', 4.0, None)),
+    ({'type': 'dynamic', 'factor': 2.0}, ('dynamic', 2.0, 4096)),
+    (
+      {
+        'rope_type': 'yarn',
+        'factor': 8.0,
+        'original_max_position_embeddings': 512,
+        'beta_fast': 20.0,
+        'attention_factor': 1.5,
+        'truncate': True,
+      },
+      ('yarn', 8.0, 512, 1.5, 20.0),
+    ),
+  ],
+)
+@pytest.mark.parametrize('key', ['rope_scaling', 'rope_parameters'])
+def test_stretched_positions_are_read_and_written(key, rope, want):
+  found = hf_config.to_model({**_OLD, key: rope})
+  assert found.rope_scaling == model_config.RopeScaling(*want)
+  assert found.rope_theta == _OLD['rope_theta']
+  written = json.loads(json.dumps(hf_config.from_model(found, 'float32', {})))
+  assert written['rope_parameters']['rope_theta'] == found.rope_theta
+  assert hf_config.to_model(written).rope_scaling == found.rope_scaling
+
+
+def test_a_length_that_config_json_cannot_hold_is_refused():
+  scaling = model_config.RopeScaling('dynamic', 2.0, 4096)
+  longer = model_config.get_preset(
+    'yi_6b', rope_scaling=scaling, max_position_embeddings=8192
+  )
+  with pytest.raises(ValueError, match='the length trained for, 4096; here'):
+    hf_config.from_model(longer, 'float32', {})
 
 
 @pytest.mark.parametrize(

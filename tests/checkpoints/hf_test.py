@@ -60,6 +60,17 @@ _SHAPES = (
     '1GB',
   ),
   (dict(num_attention_heads=3, num_key_value_heads=1, head_dim=4, hidden_size=36), 5e6, 1e-5, 'bin'),
+  # Positions stretched; rows are longer than what was trained for.
+  (
+    dict(num_attention_heads=2, num_key_value_heads=2, rope_scaling=dict(
+      rope_type='yarn', factor=4.0, original_max_position_embeddings=256)),
+    1e4, 1e-5, '1GB',
+  ),
+  (
+    dict(num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+         rope_scaling=dict(rope_type='dynamic', factor=2.0)),
+    1e4, 1e-5, '1GB',
+  ),
 )  # fmt: skip
 
 
@@ -121,6 +132,8 @@ def test_logits_are_those_of_transformers_both_ways(peer, tmp_path):
     scan = i % 2 == 0
     config, params = hf.load_pretrained(made[i]['folder'], scan_layers=scan)
     asked = dict(rope_theta=theta, rms_norm_eps=eps, scan_layers=scan, **shape)
+    if stretched := asked.pop('rope_scaling', None):
+      assert config.rope_scaling.rope_type == stretched['rope_type']
     assert {key: getattr(config, key) for key in asked} == asked
     np.testing.assert_allclose(
       _logits(config, params, tokens),

@@ -1,5 +1,6 @@
 """transformers' rotation of given [B, T, N, H] at given positions."""
 
+import json
 import sys
 
 import numpy as np
@@ -13,11 +14,8 @@ config = llama.LlamaConfig(
   hidden_size=x.shape[1] * x.shape[3],
   num_attention_heads=x.shape[1],
   head_dim=x.shape[3],
-  rope_parameters={
-    'rope_type': 'default',
-    'rope_theta': float(given['theta']),
-  },
-  max_position_embeddings=262_144,
+  rope_parameters=json.loads(str(given['rope'])),
+  max_position_embeddings=4096,
 )
 cos, sin = llama.LlamaRotaryEmbedding(config)(x, positions)
 turned, _ = llama.apply_rotary_pos_emb(x, x, cos, sin)

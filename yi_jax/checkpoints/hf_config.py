@@ -5,6 +5,7 @@ one family, so they are read, never assumed; a key that changes what is computed
 and that we do not compute is refused by name.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -80,7 +81,7 @@ def to_model(
     return model_config.ModelConfig(
       **fields,
       head_dim=head_dim,
-      rope_theta=_theta(values, name),
+      **_rope(values, fields['max_position_embeddings'], name),
       dtype=stored_dtype(values) or 'float32',
     )
   except (ValueError, TypeError) as error:
@@ -106,8 +107,12 @@ def from_model(
     dtype: of the weights.
     ids: bos_token_id, eos_token_id and pad_token_id, as far as known; of
       several ends of a text the first is taken, as some tools read one number.
+
+  Raises:
+    ValueError: for stretched positions that the file has no words for.
   """
   eos = ids.get('eos_token_id')
+  scaling = _scaling(config)
   return {
     'architectures': ['LlamaForCausalLM'],
     'model_type': 'llama',
@@ -125,10 +130,12 @@ def from_model(
     'max_position_embeddings': config.max_position_embeddings,
     'initializer_range': config.initializer_range,
     'rms_norm_eps': config.rms_norm_eps,
-    # Both: transformers 5 reads the second, all before and llama.cpp the first.
+    # Both: transformers 5 reads rope_parameters, all before and llama.cpp the
+    # others.
     'rope_theta': config.rope_theta,
+    **({'rope_scaling': scaling} if scaling else {}),
     'rope_parameters': {
-      'rope_type': 'default',
+      **(scaling or {'rope_type': 'default'}),
       'rope_theta': config.rope_theta,
     },
     'tie_word_embeddings': config.tie_word_embeddings,
@@ -203,23 +210,76 @@ def _refuse_other_family(values: Mapping[str, Any], name: str) -> None:
       )
 
 
-def _theta(values: Mapping[str, Any], name: str) -> float:
-  """Returns the base of RoPE; refuses positions that are scaled."""
-  theta = values.get('rope_theta')
-  for key in ('rope_parameters', 'rope_scaling'):
+def _rope(values: Mapping[str, Any], length: int, name: str) -> dict[str, Any]:
+  """Returns rope_theta and rope_scaling; refuses what is not computed."""
+  theta, scaling = values.get('rope_theta'), None
+  for key in ('rope_scaling', 'rope_parameters'):
     rope = values.get(key)
     if rope is None:
       continue
     if not isinstance(rope, dict):
       raise ValueError(f'{name}: {key} is {rope!r}, not an object')
     kind = rope.get('rope_type', rope.get('type', 'default'))
-    nothing = kind == 'default' or (
-      kind in ('linear', 'dynamic') and rope.get('factor') == 1
-    )
-    if not nothing or rope.get('partial_rotary_factor', 1) != 1:
-      raise ValueError(
-        f'{name}: {key} is {json.dumps(rope)}; Yi lengthens its context by '
-        'rope_theta alone, and this code computes no other scaling'
-      )
     theta = rope.get('rope_theta', theta)
-  return float(_DEFAULT_THETA if theta is None else theta)
+    known = {'type', 'rope_type', 'rope_theta', 'partial_rotary_factor'}
+    if kind in model_config.ROPE_TYPES:
+      known |= {f.name for f in dataclasses.fields(model_config.RopeScaling)}
+    unread = {k: v for k, v in rope.items() if k not in known and v is not None}
+    if kind == 'yarn' and unread.get('truncate') is True:
+      del unread['truncate']  # the default
+    if (
+      (kind != 'default' and kind not in model_config.ROPE_TYPES)
+      or (kind != 'default' and unread)
+      or rope.get('partial_rotary_factor', 1) != 1
+    ):
+      raise ValueError(
+        f'{name}: {key} is {json.dumps(rope)}; this code computes '
+        f'{", ".join(model_config.ROPE_TYPES)} of all planes, and no other '
+        'scaling'
+      )
+    if kind != 'default' and rope.get('factor') != 1:
+      scaling = _read_scaling(kind, rope, values, length)
+  theta = float(_DEFAULT_THETA if theta is None else theta)
+  return {'rope_theta': theta, 'rope_scaling': scaling}
+
+
+def _read_scaling(
+  kind: str, rope: Mapping[str, Any], values: Mapping[str, Any], length: int
+) -> model_config.RopeScaling:
+  """Returns one entry of rope_scaling or rope_parameters."""
+  fields = {
+    field.name: rope[field.name]
+    for field in dataclasses.fields(model_config.RopeScaling)
+    if rope.get(field.name) is not None
+  }
+  # As transformers takes what is not said; 'dynamic' knows one length only.
+  trained = values.get('original_max_position_embeddings') or length
+  if kind == 'yarn':
+    fields.setdefault('original_max_position_embeddings', trained)
+  else:
+    fields.pop('original_max_position_embeddings', None)
+  if kind == 'dynamic':
+    fields['original_max_position_embeddings'] = length
+  return model_config.RopeScaling(**{**fields, 'rope_type': kind})
+
+
+def _scaling(config: model_config.ModelConfig) -> dict[str, Any] | None:
+  """Returns the stretching of positions in the words of config.json."""
+  scaling = config.rope_scaling
+  if scaling is None:
+    return None
+  keys = ['rope_type', 'factor']
+  if scaling.rope_type == 'yarn':
+    keys += ['original_max_position_embeddings', 'beta_fast', 'beta_slow']
+    if scaling.attention_factor is not None:
+      keys.append('attention_factor')
+  length = scaling.original_max_position_embeddings
+  if scaling.rope_type == 'dynamic' and length != (
+    config.max_position_embeddings
+  ):
+    raise ValueError(
+      f"under 'dynamic', max_position_embeddings of config.json is the length "
+      f'trained for, {length}; here it is {config.max_position_embeddings}: '
+      'set it to that'
+    )
+  return {key: getattr(scaling, key) for key in keys}

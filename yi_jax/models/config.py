@@ -13,6 +13,7 @@ from typing import Any
 from yi_jax import spelling
 
 ATTENTIONS = ('full', 'sliding')
+ROPE_TYPES = ('linear', 'dynamic', 'yarn')
 REMATS = ('none', 'full', 'dots', 'offload')
 
 
@@ -47,6 +48,47 @@ class LayerSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Positions stretched beyond what a checkpoint was trained for.
+
+  Yi has none: it raises rope_theta instead. Fields are those of
+  `rope_parameters` in Hugging Face's config.json.
+
+  Attributes:
+    rope_type: 'linear' (every position divided, Chen et al. 2023), 'dynamic'
+      (a base that grows with the longest row at hand, "NTK"), or 'yarn' (slow
+      planes divided, fast ones left alone; Peng et al. 2023).
+    factor: how many times longer, at least 1.
+    original_max_position_embeddings: tokens trained for; not of 'linear'.
+    attention_factor: YaRN: what cosines and sines are multiplied with; None
+      takes 0.1 log(factor) + 1.
+    beta_fast: YaRN: planes that turn more often over the trained tokens stay.
+    beta_slow: YaRN: planes that turn less often are divided by factor.
+  """
+
+  rope_type: str
+  factor: float = 1.0
+  original_max_position_embeddings: int | None = None
+  attention_factor: float | None = None
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.rope_type not in ROPE_TYPES:
+      raise ValueError(_unknown('rope_type', self.rope_type, ROPE_TYPES))
+    if not self.factor >= 1:
+      raise ValueError(f'the factor of {self.rope_type} is at least 1: {self}')
+    length = self.original_max_position_embeddings
+    if self.rope_type != 'linear' and (length is None or length < 1):
+      raise ValueError(
+        f'{self.rope_type} needs original_max_position_embeddings, the tokens '
+        'that were trained for'
+      )
+    if not self.beta_fast > self.beta_slow > 0:
+      raise ValueError(f'beta_fast must exceed beta_slow, above 0: {self}')
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A decoder of the Yi family.
 
@@ -60,6 +102,7 @@ class ModelConfig:
     head_dim: H, even.
     rms_norm_eps: added to the mean square before the root.
     rope_theta: base of the rotary embedding; belongs to the checkpoint.
+    rope_scaling: positions stretched on top of that; no Yi has it.
     max_position_embeddings: tokens the checkpoint was trained for.
     tie_word_embeddings: the output reuses the embedding.
     attention_bias: biases on the q, k, v and o projections (no Yi has them).
@@ -82,6 +125,7 @@ class ModelConfig:
   head_dim: int = 128
   rms_norm_eps: float = 1e-5
   rope_theta: float = 5e6
+  rope_scaling: RopeScaling | None = None
   max_position_embeddings: int = 4096
   tie_word_embeddings: bool = False
   attention_bias: bool = False
@@ -152,6 +196,8 @@ class ModelConfig:
         spec if isinstance(spec, LayerSpec) else LayerSpec(**spec)
         for spec in changes['layer_pattern']
       )
+    if isinstance(changes.get('rope_scaling'), dict):
+      changes['rope_scaling'] = RopeScaling(**changes['rope_scaling'])
     return dataclasses.replace(self, **changes)
 
   def to_dict(self) -> dict[str, Any]:
@@ -162,7 +208,14 @@ class ModelConfig:
   def from_dict(cls, values: dict[str, Any]) -> 'ModelConfig':
     """Rebuilds a config from `to_dict`."""
     pattern = tuple(LayerSpec(**spec) for spec in values['layer_pattern'])
-    return cls(**{**values, 'layer_pattern': pattern})
+    scaling = values.get('rope_scaling')  # checkpoints of before have no key
+    return cls(
+      **{
+        **values,
+        'layer_pattern': pattern,
+        'rope_scaling': scaling and RopeScaling(**scaling),
+      }
+    )
 
 
 def _unknown(what: str, name: str, known: Any) -> str:

@@ -4,11 +4,17 @@ Axes: B batch, T positions, N heads, H head dim.
 
 Yi lengthens its context only by raising the base ("RoPE ABF", Yi report 2.3
 and 7.1): 1e4 in Yi-9B, 5e6 in Yi-6B and 34B, 1e7 in the later 200K models. The
-base is read from each checkpoint and has no default here.
+base is read from each checkpoint and has no default here. Models of the same
+architecture that stretch their positions otherwise are computed as well, see
+`config.RopeScaling`.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
+
+from yi_jax.models import config as config_lib
 
 
 def rotation_speeds(head_dim: int, theta: float) -> jax.Array:
@@ -32,8 +38,57 @@ def rotation_speeds(head_dim: int, theta: float) -> jax.Array:
   return 1.0 / theta**exponent
 
 
+def scaled_speeds(
+  positions_BT: jax.Array,
+  head_dim: int,
+  theta: float,
+  scaling: config_lib.RopeScaling,
+) -> tuple[jax.Array, float]:
+  """Returns speeds for stretched positions, and a factor for cosine and sine.
+
+  The order of operations is that of transformers, whose float32 rounding turns
+  into radians at far positions.
+
+  Args:
+    positions_BT: the longest row among them decides the base of 'dynamic'.
+    head_dim: H.
+    theta: base.
+    scaling: how they are stretched.
+
+  Returns:
+    (float32[H/2] in radians a position, factor).
+  """
+  factor, length = scaling.factor, scaling.original_max_position_embeddings
+  if scaling.rope_type == 'linear':
+    return rotation_speeds(head_dim, theta) / factor, 1.0
+  if scaling.rope_type == 'dynamic':
+    longest = jnp.maximum(jnp.max(positions_BT) + 1, length)
+    grown = factor * longest / length - (factor - 1)
+    power = head_dim / (head_dim - 2)
+    return rotation_speeds(head_dim, theta * grown**power), 1.0
+
+  def plane(turns: float) -> float:
+    """The plane, a fraction, that turns so often over the trained tokens."""
+    wavelength = length / (turns * 2 * math.pi)
+    return head_dim * math.log(wavelength) / (2 * math.log(theta))
+
+  low = max(math.floor(plane(scaling.beta_fast)), 0)
+  high = min(math.ceil(plane(scaling.beta_slow)), head_dim - 1)
+  planes = jnp.arange(head_dim // 2, dtype=jnp.float32)
+  ramp = jnp.clip((planes - low) / (high - low or 0.001), 0, 1)
+  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  wavelengths = theta**exponent
+  kept = 1 - ramp
+  speeds = 1.0 / (factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
+  size = scaling.attention_factor
+  return speeds, 0.1 * math.log(factor) + 1 if size is None else size
+
+
 def rotations(
-  positions_BT: jax.Array, head_dim: int, theta: float
+  positions_BT: jax.Array,
+  head_dim: int,
+  theta: float,
+  scaling: config_lib.RopeScaling | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the cosines and sines that `rotate` needs, once for all layers.
 
@@ -41,15 +96,21 @@ def rotations(
     positions_BT: integer positions, in tokens; they restart in packed rows.
     head_dim: H.
     theta: base, see `rotation_speeds`.
+    scaling: how positions are stretched, see `scaled_speeds`.
 
   Returns:
     Two arrays float32[B, T, 1, H/2].
   """
+  if scaling is None:
+    speeds, size = rotation_speeds(head_dim, theta), 1.0
+  else:
+    speeds, size = scaled_speeds(positions_BT, head_dim, theta, scaling)
   # float32 on purpose, although near position 200,000 an angle is only good to
   # 1e-2 radian: the released models were trained with this very rounding.
   positions = positions_BT[..., None, None].astype(jnp.float32)
-  angles_BT1h = positions * rotation_speeds(head_dim, theta)
-  return jnp.cos(angles_BT1h), jnp.sin(angles_BT1h)
+  angles_BT1h = positions * speeds
+  cos, sin = jnp.cos(angles_BT1h), jnp.sin(angles_BT1h)
+  return (cos, sin) if size == 1.0 else (cos * size, sin * size)
 
 
 def rotate(x_BTNH: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -505,7 +505,9 @@ def _places(
     start = jnp.zeros((B, 1), jnp.int32)
     start = start if lengths is None else lengths[:, None]
     positions = start + jnp.arange(T, dtype=jnp.int32)[None]
-  turns = rope.rotations(positions, config.head_dim, config.rope_theta)
+  turns = rope.rotations(
+    positions, config.head_dim, config.rope_theta, config.rope_scaling
+  )
   # Or XLA takes them again in every layer, for every head.
   turns = jax.lax.optimization_barrier(turns)
   new_lengths = None

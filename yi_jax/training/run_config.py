@@ -188,6 +188,14 @@ def base() -> Any:
     kind = field.type if isinstance(field.type, type) else tuple
     kind = kind if kind in (int, float, bool, str) else tuple
     overrides[field.name] = config_dict.placeholder(kind)
+  # Its fields one by one, for the command line.
+  kinds = dict(rope_type=str, original_max_position_embeddings=int)
+  scaling = {
+    field.name: config_dict.placeholder(kinds.get(field.name, float))
+    for field in dataclasses.fields(model_config.RopeScaling)
+  }
+  del overrides['rope_scaling']
+  overrides['rope_scaling'] = ml_collections.ConfigDict(scaling)
   config.model.overrides = overrides
   config.data.rates = ml_collections.ConfigDict(
     {name: config_dict.placeholder(float) for name in mixtures.TASKS}
@@ -318,6 +326,9 @@ def resolve_model(config: Any) -> model_config.ModelConfig:
   """Returns the model a config names: its preset with its overrides."""
   section = to_dict(config)['model']
   changes = {k: v for k, v in section['overrides'].items() if v is not None}
+  scaling = changes.pop('rope_scaling', None) or {}
+  if scaling := {k: v for k, v in scaling.items() if v is not None}:
+    changes['rope_scaling'] = scaling
   return model_config.get_preset(section['preset'], **changes)
 
 
