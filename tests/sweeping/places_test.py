@@ -150,6 +150,8 @@ def test_each_local_run_has_gpus_of_its_own(tmp_path, fake_python, monkeypatch):
   while place.running() != {'a'}:
     pass
   place.start('c', ['--config.seed=1'])  # where b was
+  while place.running() != {'a'}:
+    pass
   place.stop()
   text = {name: (tmp_path / f'{name}.txt').read_text() for name in 'abc'}
   assert text['a'].startswith('gpus=4,5\n')

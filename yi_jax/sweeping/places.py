@@ -26,9 +26,11 @@ class Place(Protocol):
 
   Attributes:
     stays: whether runs go on when the sweep ends.
+    pause: seconds between two questions what is running.
   """
 
   stays: bool
+  pause: float
 
   def start(self, name: str, arguments: Sequence[str]) -> str:
     """Starts or queues a run and returns what the place calls it."""
@@ -46,7 +48,7 @@ class Place(Protocol):
 class Local:
   """Runs on this machine, as processes of the sweep."""
 
-  stays = False
+  stays, pause = False, 0.5
 
   def __init__(
     self,
@@ -137,7 +139,7 @@ def _gpu_slots(at_once: int, gpus: int) -> list[dict[str, str]]:
 class Slurm:
   """Jobs of Slurm, each of launch/slurm.sbatch."""
 
-  stays = True
+  stays, pause = True, 5.0
 
   def __init__(
     self,
@@ -190,7 +192,7 @@ class Slurm:
 class SkyPilot:
   """Managed jobs of SkyPilot, each of launch/skypilot.yaml."""
 
-  stays = True
+  stays, pause = True, 30.0
 
   def __init__(
     self, jobs: Mapping[str, str], options: Sequence[str] = ()

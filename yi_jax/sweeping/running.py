@@ -19,7 +19,6 @@ def run(
   flags: Sequence[str],
   *,
   at_once: int,
-  pause: float = 1.0,
 ) -> dict[str, str]:
   """Brings every point to its end that is not there yet.
 
@@ -31,7 +30,6 @@ def run(
     place: where its runs take place.
     flags: of every run: its config, and what is changed for all.
     at_once: the most runs queued or at work at a time; 0 is all.
-    pause: seconds between two looks at them.
 
   Returns:
     Run name -> why it did not come to its end.
@@ -63,7 +61,7 @@ def run(
           folder.note_job(type(place).__name__, point.name, job)
         running.add(point.name)
         _tell(f'{point.name} starts', number[point.name], len(points))
-      time.sleep(pause)
+      time.sleep(place.pause)
       now = place.running()
       for name in sorted(running - now, key=number.get):
         if folder.finished(name):
