@@ -1,6 +1,9 @@
 """Two processes of two devices each train as one process of four does."""
 
+import collections
+import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -13,7 +16,6 @@ import pytest
 
 from yi_jax import prepare, train
 from yi_jax.data import mixtures
-from yi_jax.sharding import start
 from yi_jax.training import faults, metrics
 
 _CONFIG = """
@@ -43,6 +45,7 @@ def get_config():
   c.mesh.data = 2
   return c
 """
+_NOTHING = {'step': 0, 'starts': 0}
 _WORDS = ('the', 'cat', 'sees', 'a', 'bird', 'under', 'an', 'old', 'tree')
 
 
@@ -66,26 +69,37 @@ def _config(path):
   return scope['get_config']()
 
 
+def _environment(programs=''):
+  return {
+    **os.environ,
+    'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('count=4', 'count=2'),
+    'JAX_COMPILATION_CACHE_DIR': str(programs),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
 def _start(config_file, workdir):
   """Starts both processes of a run as users do."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
-  environment = {
-    **os.environ,
-    'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('count=4', 'count=2'),
-    'JAX_COMPILATION_CACHE_DIR': '',
-    'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-    'JAX_NUM_PROCESSES': '2',
-  }
   command = [sys.executable, '-m', 'yi_jax.train', f'--config={config_file}']
+  places = [
+    {
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+      'JAX_NUM_PROCESSES': '2',
+      'JAX_PROCESS_ID': '0',
+    },
+    {},
+  ]
+  by_flags = [f'--coordinator=localhost:{port}', '--processes=2', '--process=1']
   return [
     subprocess.Popen(
-      [*command, f'--workdir={workdir}'],
+      [*command, f'--workdir={workdir}', *(by_flags if index else [])],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
-      env={**environment, 'JAX_PROCESS_ID': str(index)},
+      env={**_environment(), **places[index]},
     )
     for index in range(2)
   ]
@@ -127,20 +141,88 @@ def test_two_processes_continue_a_run_and_one_continues_theirs(
     assert line['loss'] == pytest.approx(other['loss'], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-  ('environment', 'message'),
-  [
-    ({'JAX_PROCESS_ID': '0'}, 'JAX_PROCESS_ID is set, but .* needs all of'),
-    (('host', '2', '0'), 'not a host:port'),
-    (('host:1', 'two', '0'), 'JAX_NUM_PROCESSES=two'),
-    (('host:1', '2', '2'), 'JAX_PROCESS_ID=2'),
-  ],
-)
-def test_half_an_environment_is_refused(environment, message, monkeypatch):
-  names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-  if isinstance(environment, tuple):
-    environment = dict(zip(names, environment, strict=True))
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  with pytest.raises(ValueError, match=message):
-    start.start()
+def _wait_for(condition, process):
+  while not condition():
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.01)
+
+
+def _goodput(workdir):
+  path = workdir / 'goodput.json'
+  return json.loads(path.read_text()) if path.exists() else _NOTHING
+
+
+def _children(process):
+  """Returns the ids of a process's children, in the order they were started."""
+  path = f'/proc/{process.pid}/task/{process.pid}/children'
+  return [int(number) for number in pathlib.Path(path).read_text().split()]
+
+
+def _rows(workdir):
+  """Returns step -> row ids that all processes read for it."""
+  found = collections.defaultdict(list)
+  for path in (workdir / 'rows').iterdir():
+    for line in metrics.read(path):
+      found[line['step']] += line['row_id']
+  return {step: sorted(rows) for step, rows in found.items()}
+
+
+def test_a_process_is_killed_and_the_run_goes_on_with_one_and_two_again(
+  config_file, tmp_path
+):
+  config = _config(config_file)
+  config.train.log_rows = True
+  with faults.StopSignal() as stop:
+    train.train(config, str(tmp_path / 'undisturbed'), stop)
+  want = metrics.read(tmp_path / 'undisturbed/metrics.jsonl')
+
+  workdir, count = tmp_path / 'run', tmp_path / 'count'
+  count.write_text('2')
+  supervise = pathlib.Path(__file__).parents[1] / 'launch/supervise.py'
+  arguments = [
+    f'--config={config_file}',
+    f'--workdir={workdir}',
+    '--config.train.log_rows=True',
+    '--config.checkpoint.every=10',
+    '--config.checkpoint.local_every=1',
+    f'--config.checkpoint.local_folder={tmp_path}/local',
+  ]
+  process = subprocess.Popen(
+    [
+      *(sys.executable, supervise, f'--processes=@{count}', '--backoff=1'),
+      *('--', sys.executable, '-m', 'yi_jax.train', *arguments),
+    ],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=_environment(tmp_path / 'programs'),
+  )
+  try:
+    _wait_for(lambda: _goodput(workdir)['step'] >= 6, process)
+    os.kill(_children(process)[1], signal.SIGKILL)
+    count.write_text('1')
+    _wait_for(lambda: _goodput(workdir)['starts'] >= 2, process)
+    first = _goodput(workdir)['step']
+    _wait_for(lambda: _goodput(workdir)['step'] >= first + 3, process)
+    count.write_text('2')
+    said = process.communicate(timeout=240)[0]
+  finally:
+    for child in _children(process) if process.poll() is None else []:
+      os.kill(child, signal.SIGKILL)
+    process.kill()
+  assert process.returncode == 0, said
+  starts = [line for line in said.split('\n') if 'supervise: start' in line]
+  assert [line.split(', ')[1] for line in starts][-3:] == [
+    '2 processes',
+    '1 process',
+    '2 processes',
+  ], said
+  assert 'process 1 of 2 on' in said
+
+  got = metrics.read(workdir / 'metrics.jsonl')
+  assert [line['step'] for line in got] == [line['step'] for line in want]
+  for line, other in zip(got, want, strict=True):
+    assert line['loss'] == pytest.approx(other['loss'], abs=1e-5)
+  assert _rows(workdir) == _rows(tmp_path / 'undisturbed')
+  report = json.loads((workdir / 'report.json').read_text())
+  assert report['goodput']['starts'] >= 3

@@ -3,6 +3,7 @@
 Most tests start the program as a user does, and kill it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ import pytest
 
 from yi_jax import app, prepare, train
 from yi_jax.checkpoints import hf
-from yi_jax.data import mixtures, prepared, tokenizer, vocabulary
+from yi_jax.data import loader, mixtures, prepared, tokenizer, vocabulary
 from yi_jax.models import attention, transformer
 from yi_jax.sharding import mesh as meshes
 from yi_jax.training import (
@@ -30,6 +32,7 @@ from yi_jax.training import (
   metrics,
   run_config,
   train_step,
+  workdir_lock,
 )
 
 _CONFIG = """
@@ -393,6 +396,150 @@ def test_a_diverging_run_stops_with_its_steps_and_keeps_what_was_saved(
   jax.tree.map(np.testing.assert_array_equal, after_one, after_three)
   losses = [line['loss'] for line in metrics.read(tmp_path / 'metrics.jsonl')]
   assert losses[1:] == [None] * 3
+
+
+def _poison(config, monkeypatch, rows):
+  """Makes the loss of these rows of the run's order not a number."""
+  put, poisoned = train_step.put_batch, _ids(config, rows)
+
+  def spoil(batch, *rest):
+    spoiled = np.isin(batch.get('row_id', ()), poisoned)
+    if spoiled.any():
+      batch = {**batch, 'loss_weights': batch['loss_weights'] * np.nan}
+    return put(batch, *rest)
+
+  monkeypatch.setattr(train_step, 'put_batch', spoil)
+
+
+def _ids(config, rows):
+  """Returns the row ids at these places of the order."""
+  texts = prepared.open_prepared(config.data, 'train')
+  with loader.Loader(texts.readers, texts.stages, batch_size=1, seed=0) as feed:
+    found = [int(next(feed)['row_id'][0]) for _ in range(max(rows) + 1)]
+  assert len(set(found)) == len(found)  # within one epoch
+  return [found[row] for row in rows]
+
+
+def _rows_read(workdir):
+  """Returns the row ids of a run, in the order it read them."""
+  lines = metrics.read(workdir / 'rows/0.jsonl')
+  assert [line['step'] for line in lines] == list(range(1, len(lines) + 1))
+  return [row for line in lines for row in line['row_id']]
+
+
+def _rolling_back(config_file, **changes):
+  config = _config(
+    config_file,
+    train__steps=12,
+    train__eval_every=0,
+    train__max_bad_steps=2,
+    train__rollback=1,
+    train__log_rows=True,
+    checkpoint__every=3,
+    **changes,
+  )
+  # One task, so that a row_id is one row.
+  config.data.rates.zh_other_test = 0.0
+  config.sample.prompts = ()
+  return config
+
+
+def test_a_run_goes_back_and_leaves_out_the_rows_that_spiked(
+  config_file, tmp_path, monkeypatch, capsys
+):
+  config = _rolling_back(config_file)
+  # The batches of steps 6 and 7, of 8 rows each; step 6 is saved.
+  _poison(config, monkeypatch, range(40, 56))
+  monkeypatch.setattr(train.start, 'start', lambda place: None)
+  monkeypatch.setattr(train.compilation_cache, 'enable', lambda: None)
+  monkeypatch.setattr(
+    train, '_WORKDIR', types.SimpleNamespace(value=str(tmp_path))
+  )
+  monkeypatch.setattr(train, '_place', lambda: None)
+  assert train.main(config) == 0
+  said = capsys.readouterr()
+  assert 'the updates of steps 6 to 7 were skipped' in said.err
+  assert 'Goes back to the last checkpoint before' in said.err
+  assert 'continues after step 3' in said.out
+
+  want = _ids(config, [*range(40), *range(56, 112)])
+  assert _rows_read(tmp_path) == want
+  losses = [m['loss'] for m in metrics.read(tmp_path / 'metrics.jsonl')]
+  assert len(losses) == 12
+  assert None not in losses
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['skipped_rows'] == 16
+  assert report['goodput']['seconds']['redone'] > 0
+
+  # Resumed from any later checkpoint, the order stays.
+  shutil.rmtree(tmp_path / 'checkpoints/12')
+  (tmp_path / 'report.json').unlink()
+  assert _train(config, tmp_path) == 0
+  assert _rows_read(tmp_path) == want
+  assert losses == [m['loss'] for m in metrics.read(tmp_path / 'metrics.jsonl')]
+
+
+def test_a_run_goes_back_only_so_often_and_only_to_what_was_saved(
+  config_file, tmp_path, monkeypatch
+):
+  config = _rolling_back(config_file)
+  _poison(config, monkeypatch, range(40, 72))
+  with pytest.raises(faults.GoBack) as first:
+    _train(config, tmp_path)
+  with faults.StopSignal() as stop, pytest.raises(faults.Diverged):
+    train.train(config, str(tmp_path), stop, first.value.skipped)
+  config.checkpoint.every = 50  # nothing from before is there
+  with pytest.raises(faults.Diverged):
+    _train(config, tmp_path / 'other')
+
+
+def test_on_a_full_disk_training_goes_on_and_saves_when_there_is_room(
+  whole, config_file, tmp_path
+):
+  """A disk of 3 MB; a file fills it for some steps."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mounted = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', disk],
+    capture_output=True,
+  )
+  assert mounted.returncode == 0, 'needs root: run the tests in a container'
+  try:
+    workdir = disk / 'run'
+    process = _start(config_file, workdir)
+    while _steps(workdir) < 6:
+      assert process.poll() is None, process.communicate()[1][-3000:]
+      time.sleep(0.002)
+    with (
+      open(disk / 'filler', 'wb', buffering=0) as filler,
+      contextlib.suppress(OSError),
+    ):
+      while filler.write(bytes(4096)):
+        pass
+    lines = []
+    for line in process.stdout:
+      lines.append(line)
+      if 'could not be written' in line:
+        break
+    (disk / 'filler').unlink()
+    out, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error[-3000:]
+    assert 'the disk is full' in lines[-1]
+    assert 'Training goes on' in lines[-1]
+    got, want = (metrics.read(w / 'metrics.jsonl') for w in (workdir, whole[0]))
+    assert [m['step'] for m in got] == [m['step'] for m in want]
+    assert [m['loss'] for m in got] == [m['loss'] for m in want]
+    assert (workdir / 'checkpoints/40').exists()
+  finally:
+    subprocess.run(['umount', disk], check=True)
+
+
+def test_two_runs_in_one_workdir_are_refused(config_file, tmp_path):
+  with (
+    workdir_lock.WorkdirLock(str(tmp_path)),
+    pytest.raises(ValueError, match='another run is at work'),
+  ):
+    _train(_config(config_file), tmp_path)
 
 
 def test_a_run_starts_from_a_folder_of_hugging_faces_kind(

@@ -43,12 +43,12 @@ def get_config():
   mixtures.register_files('en_other_chaos', '{folder}/*.txt')
   c.data.rates = ml_collections.ConfigDict({{'en_other_chaos': 1.0}})
   c.data.root = '{folder}/data'
-  c.data.vocabulary_size = 340
+  c.data.vocabulary_size = 300
   c.data.length = 64
   c.data.batch_tokens = 16 * 64
   c.data.heldout_bytes = 2000
   c.model.overrides.update(dict(
-      vocab_size=340, hidden_size=64, intermediate_size=128,
+      vocab_size=300, hidden_size=64, intermediate_size=128,
       num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
       head_dim=16, max_position_embeddings=64))
   c.optimizer.warmup_steps = 20
