@@ -23,11 +23,18 @@ _TOPOLOGY = flags.DEFINE_string(
   'x GPUs)',
   flag_values=FLAGS,
 )
-_SEARCH = flags.DEFINE_integer(
+_SEARCH = flags.DEFINE_bool(
   'search',
-  0,
-  'compile so many of the meshes, remats and microbatches that look best, and '
-  'rank them',
+  False,
+  'try meshes, remats and microbatches instead of those of the run, and rank '
+  'them',
+  flag_values=FLAGS,
+)
+_COMPILES = flags.DEFINE_integer(
+  'compiles',
+  4,
+  'programs that --search compiles, of those that look best by formula',
+  lower_bound=1,
   flag_values=FLAGS,
 )
 _DECODE = flags.DEFINE_bool(
@@ -66,7 +73,7 @@ def main(config: object = None) -> int:
   topology = topologies.parse(_TOPOLOGY.value)
   run = run_config.resolve(config)
   if _SEARCH.value:
-    found = search.search(run, topology, _SEARCH.value, tell)
+    found = search.search(run, topology, _COMPILES.value, tell)
     print(
       json.dumps(report.ranking(found))
       if _JSON.value

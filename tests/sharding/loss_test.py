@@ -66,7 +66,7 @@ def test_a_mesh_changes_no_number(sizes, table):
 
 
 def test_the_matrix_is_gathered_once_however_many_chunks(monkeypatch):
-  monkeypatch.setattr(loss, '_CHUNK_LOGITS', 1)  # two chunks of 128 positions
+  monkeypatch.setattr(loss, 'CHUNK_LOGITS', 1)  # two chunks of 128 positions
   mesh = mesh_lib.make_mesh(dict(fsdp=4))
   text = _compiled(mesh).as_text()
   assert 'while' in text

@@ -533,6 +533,7 @@ def _flat(aux: dict[str, Any]) -> dict[str, jax.Array]:
 # -------------------------------------------------------------- parameter trees
 
 
+@functools.lru_cache(maxsize=16)  # plan asks for every layout it considers
 def _boxed(config: config_lib.ModelConfig) -> Any:
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   model = Transformer(config)

@@ -152,8 +152,9 @@ def _environment(topology: topologies.Topology) -> dict[str, str]:
       'TPU_ACCELERATOR_TYPE': 'v5p-8',  # read, and then not used
     }
   else:
-    count = topology.num_devices
-    more['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={count}'
+    count = f'--xla_force_host_platform_device_count={topology.num_devices}'
+    # Of two the last one counts.
+    more['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {count}'
   return {**os.environ, **more}
 
 

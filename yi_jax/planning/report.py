@@ -82,6 +82,8 @@ def train(layout: search.Layout, measured: compiling.Measured) -> Plan:
       ('try', f'{_gib(total)} by formula', f'--config.{text}')
       for text, total in changes(layout)
     ]
+    if larger := topology.next():
+      lines.append(('or', 'a larger slice', f'--topology={larger.name}'))
   return Plan(f'training step, {_where(layout)}', values, lines)
 
 
@@ -144,10 +146,15 @@ def changes(layout: search.Layout) -> list[tuple[str, int]]:
       changed = dataclasses.replace(run, rows=run.rows // 2)
       tokens = changed.rows * run.length
       ways.append((f'data.batch_tokens={tokens}', changed, sizes))
-  if sizes['fsdp'] % 2 == 0:
+  if sizes['fsdp'] % 2 == 0 and 2 * rows % pieces == 0:
+    # Twice the rows a device, cut into twice the microbatches.
     more = {**sizes, 'fsdp': sizes['fsdp'] // 2, 'tensor': sizes['tensor'] * 2}
-    keys = f'mesh.tensor={more["tensor"]} --config.mesh.fsdp={more["fsdp"]}'
-    ways.append((keys, run, more))
+    settings = dataclasses.replace(run.optimizer, accumulate_steps=pieces)
+    changed = dataclasses.replace(run, optimizer=settings)
+    keys = {f'mesh.{axis}': more[axis] for axis in ('tensor', 'fsdp')}
+    keys['optimizer.accumulate_steps'] = pieces
+    text = ' --config.'.join(f'{key}={size}' for key, size in keys.items())
+    ways.append((text, changed, more))
   if sizes['data'] > 1:
     more = {**sizes, 'data': 1, 'fsdp': sizes['fsdp'] * sizes['data']}
     ways.append((f'mesh.data=1 --config.mesh.fsdp={more["fsdp"]}', run, more))

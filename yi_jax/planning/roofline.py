@@ -20,9 +20,14 @@ from jax.sharding import AbstractMesh, AxisType
 
 from yi_jax.models import config as model_config
 from yi_jax.planning import topologies
+from yi_jax.sharding import loss
 from yi_jax.sharding import mesh as mesh_lib
 from yi_jax.training import run_config, train_step
 from yi_jax.training import state as train_state
+
+# What the compiler needs more than the sum of arrays: gaps between them, arrays
+# that live a little longer.
+_GAPS = 1.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Memory:
     copies: of the layers' weights in the compute type, made before the loop
       over them.
     layer: one layer at work: its gathered weights and what it recomputes.
-    ends: embedding, output matrix, their gradients, and a chunk of logits.
+    ends: embedding or output matrix, its gradient, and a chunk of logits.
   """
 
   arguments: int
@@ -48,9 +53,9 @@ class Memory:
 
   @property
   def total(self) -> int:
-    # A layer and the two ends are not at work at the same time.
+    # A layer and the ends are not at work at the same time.
     kept = self.arguments + self.gradients + self.activations + self.copies
-    return kept + max(self.layer, self.ends)
+    return round(_GAPS * (kept + max(self.layer, self.ends)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +122,16 @@ def memory(run: run_config.Run, sizes: Mapping[str, int]) -> Memory:
   width = _width(c.dtype)
   saved, inside = _activations(c, share)
   layer_weights = _layer_weights(c) // share.tensor
-  matrices = 1 if c.tie_word_embeddings else 2
-  ends = c.vocab_size * c.hidden_size // share.tensor * (matrices * width + 4)
-  ends += share.tokens * c.hidden_size * 2 * width
+  ends = 8 * c.vocab_size * c.hidden_size + 10 * min(
+    loss.CHUNK_LOGITS, share.tokens * c.vocab_size
+  )
   return Memory(
     arguments=held.state + _bytes(_batch(run, sizes)),
     gradients=held.trained * (1 if share.pieces == 1 else 2),
     activations=share.tokens * saved * c.num_hidden_layers,
     copies=layer_weights * c.num_hidden_layers // share.shards * width,
     layer=share.tokens * inside * 2 + layer_weights * (width + 4),
-    ends=ends,
+    ends=ends // share.tensor,
   )
 
 
@@ -176,11 +181,10 @@ def expected(
   matrices = (1 if c.tie_word_embeddings else 2) * c.vocab_size * c.hidden_size
   sent = {}
   if share.shards > 1:
-    rounds = passes + 1 - (c.remat == 'none')
-    size = (layers * rounds * width + matrices / share.tensor * (width + 4)) * (
-      1 - 1 / share.shards
-    )
-    sent['fsdp'] = size * share.pieces
+    # Gathered in every pass, scattered in the last; the two ends once each.
+    size = layers * (passes + 1) * width
+    size += matrices / share.tensor * (width + 4)
+    sent['fsdp'] = size * (1 - 1 / share.shards) * share.pieces
   if sizes.get('data', 1) > 1:
     copies = sizes['data']
     held = model_config.num_params(c) / share.tensor / share.shards

@@ -22,7 +22,7 @@ Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 # The more positions a round has, the less often a device reads and writes the
 # gradient of the whole matrix: about a thousand positions are enough.
-_CHUNK_LOGITS = 2**26
+CHUNK_LOGITS = 2**26
 
 
 def sharded(
@@ -61,7 +61,7 @@ def sharded(
 
     def local(*arrays: jax.Array) -> Any:
       made = loss(
-        *arrays, z_loss, whole=whole, share=share, chunk_logits=_CHUNK_LOGITS
+        *arrays, z_loss, whole=whole, share=share, chunk_logits=CHUNK_LOGITS
       )
       return jax.tree.map(lambda x: x[None], made)
 
