@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from yi_jax.models import config as model_config
 from yi_jax.planning import topologies
-from yi_jax.sharding import loss
+from yi_jax.sharding import loss, rules
 from yi_jax.sharding import mesh as mesh_lib
 from yi_jax.training import run_config, train_step
 from yi_jax.training import state as train_state
@@ -98,16 +98,24 @@ class _Share:
   tokens: int  # of a microbatch
   pieces: int  # microbatches
   tensor: int
-  shards: int  # of the parameters
-  batch: int  # of the rows
+  shards: int  # of the parameters, beside those
 
 
 def _share(run: run_config.Run, sizes: Mapping[str, int]) -> _Share:
   size = {name: sizes.get(name, 1) for name in mesh_lib.AXES}
+  table = rules.strategy(run.strategy, size).rules
+
+  def over(name: str) -> int:
+    return math.prod(size[axis] for axis in table[name])
+
   pieces = run.optimizer.accumulate_steps
-  batch = size['data'] * size['fsdp']
-  tokens = run.rows * run.length // (pieces * batch * size['context'])
-  return _Share(tokens, pieces, size['tensor'], size['fsdp'], batch)
+  rows = pieces * over('activation_batch') * over('activation_length')
+  return _Share(
+    tokens=run.rows * run.length // rows,
+    pieces=pieces,
+    tensor=over('mlp'),
+    shards=over('embed'),
+  )
 
 
 def memory(run: run_config.Run, sizes: Mapping[str, int]) -> Memory:
