@@ -201,6 +201,12 @@ def test_a_tick_sends_a_microbatch_on_and_another_back(grad):
   assert sum(c.bytes for c in sent) >= (1 + grad) * (ticks - 1) * 2 * microbatch
 
 
+def test_stages_are_what_is_furthest_apart():
+  mesh = meshes.make_mesh(dict(data=2, stage=2))
+  ids = [[device.id for device in row] for row in mesh.devices.reshape(2, 2)]
+  assert ids == [[0, 2], [1, 3]]  # data down, stages across
+
+
 def test_stages_wait_less_with_more_microbatches():
   assert pipeline.bubble(1, 1) == 0
   assert pipeline.bubble(4, 4) == 3 / 7

@@ -81,13 +81,16 @@ def make_mesh(
     not pinned).
   """
   auto = (AxisType.Auto,) * len(AXES)
+  count = jax.device_count() if devices is None else len(devices)
+  *others, stages = mesh_shape(sizes, count)
+  # Stages send the least, so that the slowest links, those between the halves
+  # of the device list, are for them.
+  shape, names = (stages, *others), ('stage', *AXES[:-1])
   if devices is None:
-    shape = mesh_shape(sizes, jax.device_count())
-    return jax.make_mesh(shape, AXES, axis_types=auto)
-  shape = mesh_shape(sizes, len(devices))
-  return jax.sharding.Mesh(
-    np.asarray(devices).reshape(shape), AXES, axis_types=auto
-  )
+    placed = jax.make_mesh(shape, names, axis_types=auto).devices
+  else:
+    placed = np.asarray(devices).reshape(shape)
+  return jax.sharding.Mesh(np.moveaxis(placed, 0, -1), AXES, axis_types=auto)
 
 
 def row_group(
