@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax.curation import documents, stage, tables
+from yi_jax.curation import documents, shingles, stage, tables
 
 
 def defaults() -> dict[str, Any]:
@@ -103,6 +103,34 @@ def apply(
     else:
       batch.remove(i, name, 'duplicate', f'one of {group}')
   return batch
+
+
+def shorten(
+  batch: documents.Batch,
+  i: int,
+  name: str,
+  text: str,
+  what: str,
+  least_left: int,
+) -> None:
+  """Gives a document the text that is left, or removes it if that is little.
+
+  Args:
+    batch: changed in place.
+    i: index of the document.
+    name: of the stage.
+    text: what is left.
+    what: went, for the trail.
+    least_left: units a document has to have.
+  """
+  before = len(batch.texts[i])
+  detail = f'cut {what}: {before - len(text):,} of {before:,} characters'
+  left = len(shingles.units([text]).hashes)
+  if left < max(least_left, 1):
+    detail = f'{left} units < {least_left} are left; {detail}'
+    batch.remove(i, name, 'least_left', detail)
+  else:
+    batch.change(i, name, text, detail)
 
 
 class Exact(stage.GlobalStage):

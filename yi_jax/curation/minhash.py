@@ -148,7 +148,8 @@ def document_sets(
     grams, offsets = shingles.ngrams(units.hashes, units.offsets, ngram)
     values, sizes = sets(grams, offsets)
     indices = [chosen[first + k] for k in np.flatnonzero(sizes)]
-    yield indices, values, sizes[sizes > 0]
+    if indices:
+      yield indices, values, sizes[sizes > 0]
 
 
 def bands_of(batch: documents.Batch, config: dict[str, Any]) -> tables.Table:

@@ -198,6 +198,20 @@ def ngrams(
   return windows(hashes, n)[kept], np.concatenate([[0], np.cumsum(found)])
 
 
+def wholes(found: Units) -> np.ndarray:
+  """Returns one hash of all units of each text, uint64[texts]."""
+  counts = np.diff(found.offsets)
+  # Powers begin anew in each text: the hash is that of its own units alone.
+  factors = np.full(int(counts.max(initial=0)) + 1, _UNIT_BASE, np.uint64)
+  factors[0] = 1
+  powers = np.cumprod(factors)
+  steps = tables.ranges(np.zeros(len(counts), np.int64), counts)
+  sums = np.zeros(len(found.hashes) + 1, np.uint64)
+  np.cumsum(found.hashes * powers[steps], out=sums[1:])
+  totals = sums[found.offsets[1:]] - sums[found.offsets[:-1]]
+  return tables.mix(totals ^ tables.mix(counts.astype(np.uint64)))
+
+
 def windows(hashes: np.ndarray, n: int) -> np.ndarray:
   """Returns the hashes of all runs of n of U hashes, uint64[U - n + 1].
 
