@@ -12,21 +12,35 @@ or stage by stage
   python -m yi_jax.train --config=experiments/quickstart.py
   python -m yi_jax.generate --checkpoint=runs/quickstart --prompt="Enter HAMLET"
 
-Time and result on two CPU cores: see docs/benchmarks.md.
+`quickstart.py:curated` trains on the same texts after the cascade, once
+
+  python -m yi_jax.curate --config=experiments/curate.py:quickstart
+
+has run. Time and result on two CPU cores: see docs/benchmarks.md.
 """
 
 import ml_collections
 
+from yi_jax.data import mixtures
 from yi_jax.training import run_config
 
 
-def get_config() -> ml_collections.ConfigDict:
-  """Returns the run."""
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Returns the run.
+
+  Args:
+    arg: 'curated' reads what `curate` has left of the same sources.
+  """
+  if arg not in ('', 'curated'):
+    raise ValueError(f"no variant {arg!r}: there is 'curated'")
   c = run_config.base()
   c.model.preset = 'tiny'
 
   # Data: both languages the same share, see yi_jax/data/mixtures.py.
   c.data.mixture = 'quickstart'
+  if arg == 'curated':
+    mixtures.register_curated('runs/curate_quickstart/curated')
+    c.data.mixture = 'curated'
   c.data.vocabulary = 'quickstart'
   c.data.vocabulary_size = 8192
   c.data.length = 512

@@ -12,9 +12,11 @@ from yi_jax.training import run_config, train_step
 
 _FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
 _ARGS = {'pretrain': config_lib.preset_names()}
+_NO_TRAINING = {'curate'}  # see curate_test.py
 _RUNS = [
   f'experiments/{path.name}' + (f':{arg}' if arg else '')
   for path in sorted(_FOLDER.glob('*.py'))
+  if path.stem not in _NO_TRAINING
   for arg in _ARGS.get(path.stem, [''])
 ]
 

@@ -4,13 +4,20 @@ A config lists names of this table; `engine` runs them in that order.
 """
 
 import importlib
+import inspect
 from typing import Any
 
 from yi_jax import spelling
 from yi_jax.curation import stage
 
 # Name -> 'module:Class' below yi_jax.curation; imported when it is asked for.
-STAGES: dict[str, str] = {}
+STAGES: dict[str, str] = {
+  'language': 'language:Language',
+  'repair': 'repair:Repair',
+  'rules': 'rules:Rules',
+  'exact': 'exact:Exact',
+  'minhash': 'minhash:MinHash',
+}
 
 
 def stage_class(name: str) -> type[stage.Stage]:
@@ -26,6 +33,11 @@ def stage_class(name: str) -> type[stage.Stage]:
   if name in STAGES:
     module = f'yi_jax.curation.{module}'
   return getattr(importlib.import_module(module), attribute)
+
+
+def defaults(name: str) -> dict[str, Any]:
+  """Returns every key of a stage's section with its default."""
+  return inspect.getmodule(stage_class(name)).defaults()
 
 
 def make(name: str, config: Any) -> stage.Stage:

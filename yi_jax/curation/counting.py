@@ -5,6 +5,7 @@ id, so that neither workers nor the cut of batches decides them.
 """
 
 import collections
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,8 @@ from yi_jax.curation import documents
 
 SAMPLES = 5  # of each rule, in the report
 _EXCERPT = 300  # characters
+# What stages say of the copy they keep: kept as the best of 3 exact copies, ...
+_BEST = re.compile(r'kept as the best of (\d+) ([^,]+)')
 
 
 def table(batch: documents.Batch, indices: Iterable[int]) -> dict[str, list]:
@@ -37,6 +40,8 @@ class Counts:
     samples: rule -> removed documents; those with the least draw.
     edges: rule -> {'kept', 'removed'} -> documents with the smallest and the
       largest recorded score, from which those near the threshold are taken.
+    clusters: kind of copies -> how many there were -> of how many documents;
+      as those that were kept have it on their trail.
   """
 
   def __init__(self, name: str) -> None:
@@ -47,6 +52,7 @@ class Counts:
     self.changed: collections.Counter[str] = collections.Counter()
     self.samples: dict[str, list[dict[str, Any]]] = {}
     self.edges: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    self.clusters: dict[str, dict[str, int]] = {}
 
   def add(self, batch: documents.Batch, known: Iterable[str] = ()) -> None:
     """Counts a batch that the stage has seen; removed documents are in it.
@@ -69,8 +75,13 @@ class Counts:
       ]
       self._keep_samples(rule, drawn)
     for i in alive:
-      if any(name == self.name for name, _ in batch.trails[i]):
+      told = [text for name, text in batch.trails[i] if name == self.name]
+      if told:
         self.changed[batch.sources[i]] += 1
+      for text in told:
+        if best := _BEST.match(text):
+          sizes = self.clusters.setdefault(best[2], {})
+          sizes[best[1]] = sizes.get(best[1], 0) + 1
     for name in batch.scores.keys() - set(known):
       self._add_edges(name, batch, alive, by_rule)
 
@@ -110,6 +121,10 @@ class Counts:
     self.changed.update(other['changed'])
     for rule, samples in other['samples'].items():
       self._keep_samples(rule, samples)
+    for kind, sizes in other['clusters'].items():
+      mine = self.clusters.setdefault(kind, {})
+      for size, count in sizes.items():
+        mine[size] = mine.get(size, 0) + count
     for name, sides in other['edges'].items():
       edges = self.edges.setdefault(name, {'kept': [], 'removed': []})
       for side, found in sides.items():

@@ -16,7 +16,7 @@ import inspect
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -104,15 +104,15 @@ def plan(
     OSError: if an input is missing.
   """
   stages = _stages(config)
-  units = reading.units(_plain(config.inputs), root(config))
-  read = {**reading.read_defaults(), **_plain(config.read)}
+  units = reading.units(plain(config.inputs), root(config))
+  read = {**reading.read_defaults(), **plain(config.read)}
   stage.check_keys('read', read, reading.read_defaults())
   # How much damage is allowed does not change what is read.
   facts = {k: v for k, v in read.items() if k != 'max_damaged'}
   base = epath.Path(workdir) / (f'sample-{sample}' if sample else 'stages')
   states = [dataclasses.asdict(unit) for unit in units]
-  key = _key('', [_FORMAT, facts, sample, _code(reading), states])
-  found = [Pass(('read',), (read,), ('',), False, base / f'00-read-{key}')]
+  digest = key('', [_FORMAT, facts, sample, _code(reading), states])
+  found = [Pass(('read',), (read,), ('',), False, base / f'00-read-{digest}')]
   groups = []
   for given, one in stages:
     shuffles = isinstance(one, stage.GlobalStage)
@@ -123,14 +123,14 @@ def plan(
   for number, (shuffles, group) in enumerate(groups, 1):
     classes, group = zip(*group, strict=True)
     names = tuple(one.name for one in group)
-    configs = tuple(_plain(config[name]) for name in names)
+    configs = tuple(plain(config[name]) for name in names)
     facts = [
       [one.name, given, one.identity(), _code(inspect.getmodule(type(one)))]
       for one, given in zip(group, configs, strict=True)
     ]
-    key = _key(key, facts)
+    digest = key(digest, facts)
     title = '+'.join(names)[:60]
-    folder = base / f'{number:02}-{title}-{key}'
+    folder = base / f'{number:02}-{title}-{digest}'
     found.append(Pass(names, configs, classes, shuffles, folder))
   return found, units
 
@@ -148,7 +148,7 @@ def _stages(config: Any) -> list[tuple[str, stage.Stage]]:
       raise ValueError(f'config.stages names {name!r} twice')
     if name not in config:
       raise ValueError(f'the config has no section {name!r} for that stage')
-    made.append((given, cascade.make(given, _plain(config[name]))))
+    made.append((given, cascade.make(given, plain(config[name]))))
   return made
 
 
@@ -165,7 +165,7 @@ def _code(module: Any) -> str:
         if inspect.ismodule(value)
         and value.__name__.startswith('yi_jax.curation.')
       ]
-  return _key('', sorted(found.items()))
+  return key('', sorted(found.items()))
 
 
 def run(
@@ -198,13 +198,13 @@ def run(
       if before is None:
         limit = -(-sample // len(units))
         jobs = _first_jobs(one, units, limit)
-        _do(one, jobs, machine)
+        do(title, jobs, machine)
         _check_damage(one, jobs)
       else:
         if one.shuffles:
           _shuffle(before, one, machine)
         jobs = _jobs(before, one)
-        _do(one, jobs, machine)
+        do(title, jobs, machine)
       manifest = _finish(one, jobs)
       progress.tell('done', f'{title}: {_summary(manifest)}')
     _check_documents(title, manifest)
@@ -222,7 +222,7 @@ def _first_jobs(
       str(one.folder),
       '[["read", "", {}]]',
       unit=unit,
-      read=settings,
+      settings=settings,
       size=unit.size,
     )
     for unit in units
@@ -278,15 +278,20 @@ def _shuffle(before: Pass, one: Pass, machine: Machine) -> None:
   shards.write_json(done, {'seconds': time.monotonic() - started})
 
 
-def _do(one: Pass, jobs: Sequence[passes.Job], machine: Machine) -> None:
-  """Does the jobs of a pass that are not done."""
+def do(
+  title: str,
+  jobs: Sequence[passes.Job],
+  machine: Machine,
+  function: Callable[[passes.Job], None] = passes.run,
+) -> None:
+  """Does the jobs of a pass that are not done, and tells how far it is."""
   missing = [job for job in jobs if not job.done.exists()]
   if not missing:
     return
-  line = _Line('+'.join(one.names), missing)
+  line = _Line(title, missing)
   if len(missing) < len(jobs):
     progress.tell('going on', f'{len(missing)} of {len(jobs)} jobs are left')
-  running.each(missing, tell=line.tell, **dataclasses.asdict(machine))
+  running.each(function, missing, tell=line.tell, **dataclasses.asdict(machine))
 
 
 class _Line:
@@ -408,16 +413,16 @@ def _summary(manifest: Mapping[str, Any]) -> str:
   )
 
 
-def _plain(config: Any) -> Any:
+def plain(config: Any) -> Any:
   """Returns a config as JSON has it."""
   if hasattr(config, 'items'):
-    return {key: _plain(value) for key, value in config.items()}
+    return {key: plain(value) for key, value in config.items()}
   if isinstance(config, list | tuple | set | frozenset):
-    return [_plain(value) for value in config]
+    return [plain(value) for value in config]
   return config
 
 
-def _key(before: str, facts: Any) -> str:
+def key(before: str, facts: Any) -> str:
   """Returns a short hash of JSON and of the key before it."""
   text = json.dumps([before, facts], sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -45,7 +45,7 @@ class Job:
     unit: what the first pass reads.
     parts: files of one batch each, after a shuffle.
     known: names of scores from passes before.
-    read: section of the config, and `limit`, for the first pass.
+    settings: sections of the config, for the first pass and for writing.
     documents: that come in, 0 if unknown.
     size: bytes that come in, of the first pass.
   """
@@ -57,7 +57,7 @@ class Job:
   unit: reading.Unit | None = None
   parts: tuple[str, ...] = ()
   known: tuple[str, ...] = ()
-  read: dict[str, Any] | None = None
+  settings: dict[str, Any] | None = None
   documents: int = 0
   size: int = 0
 
@@ -167,7 +167,7 @@ def _read(job: Job, folder: epath.Path, meter: _Meter) -> dict[str, Any]:
   quarantine = reading.Quarantine()
   started = time.perf_counter()
   batches = reading.read(
-    job.unit, job.read['max_bytes'], quarantine, job.read['limit']
+    job.unit, job.settings['max_bytes'], quarantine, job.settings['limit']
   )
   made = []
   first = next(batches, None)
@@ -179,7 +179,7 @@ def _read(job: Job, folder: epath.Path, meter: _Meter) -> dict[str, Any]:
         kept.write(first)
         started = time.perf_counter()
         first = next(batches, None)
-        if kept.documents >= job.read['shard_documents']:
+        if kept.documents >= job.settings['shard_documents']:
           break
     made.append(_made(name, kept))
   if quarantine.entries:

@@ -147,7 +147,7 @@ def units(inputs: Mapping[str, Any], root: pathlib.Path) -> list[Unit]:
     raise ValueError('inputs is empty: name at least one, see docs/curate.md')
   found = []
   for name, given in inputs.items():
-    settings = _settings(name, given)
+    settings = settings_of(name, given)
     if settings['source']:
       places = _source(settings['source'], root)
     elif settings['files']:
@@ -168,7 +168,7 @@ def units(inputs: Mapping[str, Any], root: pathlib.Path) -> list[Unit]:
   return found
 
 
-def _settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   """Returns all settings of an input, checked."""
   known = input_defaults()
   for key in given:

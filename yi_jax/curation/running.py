@@ -28,6 +28,7 @@ Reference = tuple[int, str, int]
 
 
 def each(
+  function: Callable[[passes.Job], None],
   jobs: Sequence[passes.Job],
   *,
   runner: str,
@@ -38,6 +39,7 @@ def each(
   """Does jobs, in any order.
 
   Args:
+    function: does one; found by name in other processes.
     jobs: what to do.
     runner: LOCAL, or the name of a Beam runner.
     workers: processes on this machine.
@@ -52,19 +54,17 @@ def each(
     import apache_beam as beam
 
     with pipeline(runner, workers, beam_flags) as made:
-      _ = (
-        made | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(passes.run)
-      )
+      _ = made | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(function)
     return
   if workers == 1:
     for job in jobs:
-      passes.run(job)
+      function(job)
       tell(job)
     return
   # Fresh processes: a fork of one that has threads may hang.
   context = multiprocessing.get_context('spawn')
   with process.ProcessPoolExecutor(workers, context) as pool:
-    waiting = {pool.submit(passes.run, job): job for job in jobs}
+    waiting = {pool.submit(function, job): job for job in jobs}
     try:
       while waiting:
         done, _ = concurrent.futures.wait(
@@ -181,9 +181,10 @@ def pipeline(runner: str, workers: int, beam_flags: str) -> Iterator[Any]:
     ValueError: if a stage refused something in a worker.
     OSError: if a worker met one, on a full disk say.
   """
-  import apache_beam as beam
-  from apache_beam.options import pipeline_options
-  from apache_beam.runners.portability import fn_api_runner
+  with _quiet():
+    import apache_beam as beam
+    from apache_beam.options import pipeline_options
+    from apache_beam.runners.portability import fn_api_runner
 
   flags = shlex.split(beam_flags)
   if runner == LOCAL:
@@ -221,10 +222,9 @@ def _plain(error: RuntimeError) -> Exception:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Beam tells how its workers come and go; errors stay."""
-  beam_log = logging.getLogger('apache_beam')
-  before = beam_log.level
-  beam_log.setLevel(logging.ERROR)
+  before = logging.root.manager.disable
+  logging.disable(logging.WARNING)
   try:
     yield
   finally:
-    beam_log.setLevel(before)
+    logging.disable(before)

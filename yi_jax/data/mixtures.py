@@ -9,9 +9,11 @@ are full. Rates need not sum to one.
 """
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Iterable, Mapping
 
-from yi_jax import spelling
+from yi_jax import paths, spelling
 from yi_jax.data import files, sources
 
 # Tokens of Yi's pretraining data by kind, in units of 0.1 B, read off the chart
@@ -149,6 +151,38 @@ def register_files(name: str, pattern: str, column: str = 'text') -> Task:
   if TASKS.setdefault(name, task) != task:
     raise ValueError(f'task {name!r} is there already and reads other data')
   return task
+
+
+def register_curated(folder: str) -> dict[str, float]:
+  """Adds the tasks of what `curate` has written, and the mixture `curated`.
+
+  Call it in a config file. A task is named as the one it stands in for, with
+  `_curated` behind: en_web_news_curated.
+
+  Args:
+    folder: WORKDIR/curated; a relative one starts at the repository.
+
+  Returns:
+    The mixture: task name -> rate.
+
+  Raises:
+    FileNotFoundError: if nothing was written there.
+  """
+  path = pathlib.Path(paths.in_repository(folder))
+  manifest = path / 'manifest.json'
+  if not manifest.is_file():
+    raise FileNotFoundError(
+      f'no curated data in {path}; make it with\n'
+      '  python -m yi_jax.curate --config=experiments/curate.py:quickstart'
+    )
+  rates = {}
+  for name, facts in json.loads(manifest.read_text())['tasks'].items():
+    task = Task(f'{name}_curated', pattern=str(path / facts['files']))
+    # It may have been written anew since the last call.
+    TASKS[task.name] = task
+    rates[task.name] = facts['rate']
+  MIXTURES['curated'] = rates
+  return dict(rates)
 
 
 def check_name(name: str) -> None:

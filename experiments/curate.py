@@ -1,0 +1,46 @@
+"""The cascade over the project's own sources, or over a crawl.
+
+Stages and their order are those of the Yi report (arXiv:2403.04652, figure 1);
+it publishes no thresholds, so those are of the works it cites, see docs/curate.md.
+
+  launch/local.sh python -m yi_jax.curate \\
+      --config=experiments/curate.py:quickstart
+
+reads what the quickstart reads; `:sources` reads all sources of docs/prepare.md
+(tweets, chats, reviews, news: noisier, so that the rules have something to do);
+`:crawl` is for WET files of Common Crawl, and wants --config.inputs.web.files.
+
+Then train on it:
+
+  python -m yi_jax.prepare --config=experiments/quickstart.py:curated
+  python -m yi_jax.train --config=experiments/quickstart.py:curated
+
+Time and result on two CPU cores: see docs/curate.md.
+"""
+
+import ml_collections
+
+from yi_jax.curation import cascade, run_config
+from yi_jax.data import mixtures, sources
+
+
+def get_config(arg: str = 'quickstart') -> ml_collections.ConfigDict:
+  """Returns the run.
+
+  Args:
+    arg: 'quickstart', 'sources' or 'crawl'.
+  """
+  c = run_config.base(tuple(cascade.STAGES))
+  if arg == 'quickstart':
+    wanted = [
+      mixtures.get(task).source for task in mixtures.MIXTURES['quickstart']
+    ]
+  elif arg == 'sources':
+    wanted = list(sources.SOURCES)
+  elif arg == 'crawl':
+    c.inputs = {'web': {'files': 'data/crawl/*.warc.wet.gz', 'url': 'url'}}
+    return c
+  else:
+    raise ValueError(f'no variant {arg!r}: quickstart, sources or crawl')
+  c.inputs = {name: {'source': name} for name in wanted}
+  return c
