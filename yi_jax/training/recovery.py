@@ -77,6 +77,8 @@ class Checkpoints:
         return found
       local = self._newest_local(local)
     if not steps:
+      for line in complaints:
+        self._say(line)
       return None
     check(self._durable.newest_manifest())
     state, manifest, more = self._durable.restore(abstract)
