@@ -40,7 +40,7 @@ def _edited(rng, words, kind):
     at = rng.integers(len(words))
     words[at:at] = piece
   elif kind == 'header':
-    words = 'home about us contact log in sign up'.split() + words
+    words = ['home', 'about', 'us', 'contact', 'log', 'in', *words]
   else:  # a share of the words
     for at in rng.choice(len(words), int(len(words) * kind), replace=False):
       words[at] = 'edit' + words[at]
