@@ -9,6 +9,7 @@ and results.png in WORKDIR.
 import shlex
 import sys
 
+import jax
 import ml_collections
 from absl import flags
 
@@ -89,6 +90,8 @@ def main(config: ml_collections.ConfigDict) -> int:
     ValueError: if a run of it, or its folder, is not as it must be.
     OSError: if data are missing or a cluster cannot be asked.
   """
+  # The devices are for the runs: this process only checks and waits.
+  jax.config.update('jax_platforms', 'cpu')
   spec, assignments, _ = app.split(sys.argv[1:])
   if _PLACE.value not in _PLACES:
     hint = spelling.nearest(_PLACE.value, _PLACES)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from yi_jax import app, prepare
@@ -40,7 +41,7 @@ def get_config():
       num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
       head_dim=8, max_position_embeddings=16))
   c.optimizer.warmup_steps = 2
-  c.train.steps = 120
+  c.train.steps = 300
   c.train.log_every = 1
   c.checkpoint.every = 1000
   return c
@@ -103,13 +104,13 @@ def test_a_sweep_is_stopped_continued_and_extended(
       assert sweep.poll() is None, sweep.communicate()[0]
       time.sleep(0.002)
     sweep.send_signal(signal.SIGTERM)
-    said = sweep.communicate(timeout=120)[0]
+    said = sweep.communicate(timeout=240)[0]
   finally:
     sweep.kill()
   assert sweep.returncode == app.INTERRUPTED, said
   assert '1 running save and leave' in said
   saved = len(metrics.read(log))
-  assert 3 <= saved < 120
+  assert 3 <= saved < 300
   assert not (workdir / _BOTH[1]).exists()
 
   # Both of the grid, and one whose weights are nowhere.
@@ -127,7 +128,7 @@ def test_a_sweep_is_stopped_continued_and_extended(
   text = (workdir / 'logs' / f'{_BOTH[0]}.txt').read_text()
   assert f'continues after step {saved}' in text
   steps = [line['step'] for line in metrics.read(log)]
-  assert steps == list(range(1, 121))
+  assert steps == list(range(1, 301))
 
   with open(workdir / 'results.csv') as file:
     rows = {row['run']: row for row in csv.DictReader(file)}
@@ -196,6 +197,16 @@ def test_a_dry_run_shows_commands_that_train_takes(
     assert config.optimizer.learning_rate == rate
     assert where.startswith(f'--workdir={workdir}/')
     assert f'learning_rate={rate}' in where
+
+
+def test_the_devices_are_left_to_the_runs(config_file, tmp_path):
+  jax.config.update('jax_platforms', None)
+  try:
+    workdir = f'--workdir={tmp_path}/sweep'
+    assert _here(f'--config={config_file}', workdir, _GRID, '--dry_run') == 0
+    assert jax.config.jax_platforms == 'cpu'
+  finally:
+    jax.config.update('jax_platforms', 'cpu')
 
 
 def test_help_shows_an_example():

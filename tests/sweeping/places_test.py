@@ -26,7 +26,7 @@ def commands(tmp_path, monkeypatch):
     script = folder / name
     script.write_text(
       f'#!/bin/bash\nprintf "%q " "$@" >>{tmp_path}/{name}.log\n'
-      f'echo >>{tmp_path}/{name}.log\ncat {tmp_path}/{name}.says\nexit {code}\n'
+      f'echo >>{tmp_path}/{name}.log\npwd >{tmp_path}/{name}.cwd\ncat {tmp_path}/{name}.says\nexit {code}\n'
     )
     script.chmod(0o755)
 
@@ -93,6 +93,7 @@ def test_skypilot_gets_the_flags_as_one_variable(tmp_path, commands):
     f'--name={job}',
   ]
   assert words[-2:] == ['--gpus=H100:8', f'{_ROOT}/launch/skypilot.yaml']
+  assert (tmp_path / 'sky.cwd').read_text().strip() == str(_ROOT)
   variables = dict(
     word.split('=', 1) for word in words if word.startswith('YI_')
   )

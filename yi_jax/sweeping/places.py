@@ -270,7 +270,10 @@ def _call(*command: str) -> str:
     OSError: if it is not there or fails, with what it said.
   """
   try:
-    done = subprocess.run(command, capture_output=True, text=True)
+    # SkyPilot copies the folder it is called in.
+    done = subprocess.run(
+      command, capture_output=True, text=True, cwd=paths.REPOSITORY
+    )
   except FileNotFoundError:
     raise OSError(
       f'no command {command[0]!r} here; is this a machine that can submit jobs?'
