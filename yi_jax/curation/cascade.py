@@ -16,7 +16,9 @@ STAGES: dict[str, str] = {
   'repair': 'repair:Repair',
   'rules': 'rules:Rules',
   'exact': 'exact:Exact',
+  'paragraphs': 'paragraphs:Paragraphs',
   'minhash': 'minhash:MinHash',
+  'substrings': 'substrings:Substrings',
 }
 
 
