@@ -192,12 +192,12 @@ def _child(process: subprocess.Popen) -> str | None:
 
 
 def _cut(workdir: pathlib.Path, local: pathlib.Path) -> None:
-  """Cuts off the largest file of the newest checkpoint of each kind."""
+  """Cuts off the numbers of the newest checkpoint of each kind."""
   steps = [p for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()]
   if steps:
     newest = max(steps, key=lambda path: int(path.name))
-    files = [path for path in newest.rglob('*') if path.is_file()]
-    os.truncate(max(files, key=lambda path: path.stat().st_size), 1000)
+    for path in newest.rglob('d/*'):
+      os.truncate(path, path.stat().st_size // 2)
   states = sorted(local.rglob('*.state'), key=lambda path: int(path.stem))
   if states:
     os.truncate(states[-1], states[-1].stat().st_size // 2)
