@@ -22,7 +22,7 @@ _PLANES = 0x20000  # code points with a case; those above are Han, or no text
 # Odd, so that it has an inverse modulo 2**64; otherwise arbitrary.
 _CHARACTER_BASE = 0x9E3779B97F4A7C15
 _UNIT_BASE = 0xD1342543DE82EF95
-_NONE, _WORD, _SINGLE = 0, 1, 2
+_NONE, _WORD, _SINGLE, _DIGIT = 0, 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Units:
     starts: int32[U], first character in its text.
     ends: int32[U], the character after its last.
     single: bool[U], whether it is a character that stands for itself.
+    number: bool[U], whether it begins with a digit.
     offsets: int64[texts + 1]; those of text i are offsets[i]:offsets[i + 1].
   """
 
@@ -41,6 +42,7 @@ class Units:
   starts: np.ndarray
   ends: np.ndarray
   single: np.ndarray
+  number: np.ndarray
   offsets: np.ndarray
 
 
@@ -74,12 +76,11 @@ def units(texts: Sequence[str]) -> Units:
       group.append((i, begin, end))
       size += end - begin
   found.append(_units(texts, group))
-  owners, hashes, starts, ends, single = map(
-    np.concatenate, zip(*found, strict=True)
-  )
+  columns = map(np.concatenate, zip(*found, strict=True))
+  owners, hashes, starts, ends, single, number = columns
   counts = np.bincount(owners, minlength=len(texts))
   offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-  return Units(hashes, starts, ends, single, offsets)
+  return Units(hashes, starts, ends, single, number, offsets)
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
@@ -97,18 +98,19 @@ def _pieces(text: str) -> Iterator[tuple[int, int]]:
 def _units(
   texts: Sequence[str], group: Sequence[tuple[int, int, int]]
 ) -> tuple[np.ndarray, ...]:
-  """Returns owner, hash, start, end and single of the units of slices."""
+  """Returns the owner and the columns of the units of slices."""
   if not group:
     empty = np.zeros(0, np.int64)
     return (
       *(empty, empty.astype(np.uint64), empty.astype(np.int32)),
-      *(empty.astype(np.int32), empty.astype(bool)),
+      *(empty.astype(np.int32), empty.astype(bool), empty.astype(bool)),
     )
   joined = '\n'.join(texts[i][begin:end] for i, begin, end in group)
   codes = np.frombuffer(joined.encode('utf-32-le', 'surrogatepass'), np.uint32)
   kinds, values = _characters()
   kind = kinds[codes]
-  word, single = kind == _WORD, kind == _SINGLE
+  single = kind == _SINGLE
+  word = (kind != _NONE) & ~single
   begins, finishes = word.copy(), word.copy()
   begins[1:] &= ~word[:-1]
   finishes[:-1] &= ~word[1:]
@@ -128,6 +130,7 @@ def _units(
     (starts + shift).astype(np.int32),
     (ends + shift).astype(np.int32),
     single[starts],
+    kind[starts] == _DIGIT,
   )
 
 
@@ -138,8 +141,9 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
   folded = np.arange(0x110000, dtype=np.uint64)
   for code in range(_PLANES):
     character = chr(code)
-    if unicodedata.category(character)[0] in 'LMN':
-      kinds[code] = _WORD
+    category = unicodedata.category(character)[0]
+    if category in 'LMN':
+      kinds[code] = _DIGIT if category == 'N' else _WORD
       same = unicodedata.normalize('NFKC', character).lower()
       if len(same) == 1:  # full-width letters and capitals
         folded[code] = ord(same)
@@ -151,7 +155,7 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
     kinds[first : last + 1] = _SINGLE
   kinds[0x3006] = _WORD
   # Where NFKC makes a Han character of another sign, it stands for itself.
-  kinds[(kinds == _WORD) & (kinds[folded] == _SINGLE)] = _SINGLE
+  kinds[(kinds != _NONE) & (kinds[folded] == _SINGLE)] = _SINGLE
   values = tables.mix(folded + np.uint64(_CHARACTER_BASE))
   values[kinds == _NONE] = 0
   return kinds, values

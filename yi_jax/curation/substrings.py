@@ -46,7 +46,7 @@ def _slide(function: np.ufunc, values: np.ndarray, run: int) -> np.ndarray:
   return function(values[:count], values[run - size :][:count])
 
 
-def _inside(offsets: np.ndarray, length: int) -> np.ndarray:
+def inside(offsets: np.ndarray, length: int) -> np.ndarray:
   """Returns which windows of all units lie in one text, bool[U - length + 1]."""
   owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
   return owners[: len(owners) - length + 1] == owners[length - 1 :]
@@ -71,7 +71,7 @@ def anchors(
     return np.zeros(0, np.int64), np.zeros(0, np.uint64)
   grams = shingles.windows(hashes, size)
   smallest = _slide(np.minimum, grams, run)
-  smallest[~_inside(offsets, length)] = 0
+  smallest[~inside(offsets, length)] = 0
   # A gram is an anchor if one of the runs it stands in has no smaller one.
   edge = np.zeros(run - 1, np.uint64)
   largest = _slide(np.maximum, np.concatenate([edge, smallest, edge]), run)
@@ -140,7 +140,7 @@ def window_rows(
     is_hot = np.zeros(count, bool)
     is_hot[where] = np.isin(values, hot)
     around = _slide(np.logical_or, is_hot, length - length // 2 + 1)
-    chosen = np.flatnonzero(around & _inside(units.offsets, length))
+    chosen = np.flatnonzero(around & inside(units.offsets, length))
     owners = np.searchsorted(units.offsets, chosen, 'right') - 1
     found.append(
       {
@@ -183,9 +183,10 @@ def cut(text: str, spans: np.ndarray) -> tuple[str, int]:
   Args:
     text: of a document.
     spans: int64[s, 2], first unit of each and the one after its last, in any
-      order; they may overlap.
+      order; they may overlap, and reach over the ends.
   """
   units = shingles.units([text])
+  spans = np.clip(spans, 0, len(units.hashes))
   gone = np.zeros(len(units.hashes) + 1, np.int64)
   np.add.at(gone, spans[:, 0], 1)
   np.add.at(gone, spans[:, 1], -1)
