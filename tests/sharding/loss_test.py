@@ -77,3 +77,12 @@ def test_the_matrix_is_gathered_once_however_many_chunks(monkeypatch):
   # Scattered, or what XLA makes of it, but once.
   added = [c for c in found if c.kind in ('reduce-scatter', 'all-reduce')]
   assert 0 < sum(c.bytes for c in added) < 2 * matrix
+
+
+def test_the_vocabulary_stays_cut_over_the_tensor_axis():
+  mesh = mesh_lib.make_mesh(dict(fsdp=2, tensor=2))
+  found = collectives.collectives(_compiled(mesh).as_text(), mesh)
+  matrix = _D * _V * jnp.dtype(jnp.float32).itemsize
+  # Half of the words, of which a device has half.
+  gathered = sum(c.bytes for c in found if c.kind == 'all-gather')
+  assert gathered == matrix // 4

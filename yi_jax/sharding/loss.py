@@ -3,21 +3,23 @@
 The chunks of `training/cross_entropy.py` are rounds of a loop. Left to the
 compiler, every round would gather the output matrix and add up its gradient over
 the devices: for 34B parameters on 128 chips 22 GB a step and chip that need not
-be sent. Here the matrix is gathered once, in the compute type, and the gradient
-is scattered once, in float32; the vocabulary stays cut over the tensor axis, by
-the compiler.
+be sent. Here the matrix is gathered once, in the compute type, and its gradient
+(rounded to that type once a device, like any other) added up once, in float32;
+the vocabulary stays cut over the tensor axis, by the compiler.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from yi_jax.sharding import rules as rules_lib
 
-# (hidden, kernel, targets, weights, z_loss) -> (sum, sums by name), and takes
-# `whole`, `share` and `chunk_logits`.
+# (hidden, kernel, targets, weights, z_loss, chunk_logits) -> (sum, sums by name).
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 # The more positions a round has, the less often a device reads and writes the
@@ -51,36 +53,78 @@ def sharded(
     if not manual:
       return loss(hidden_BTD, kernel_DV, targets_BT, weights_BT, z_loss)
     places = rules_lib.spec(mesh, ('embed', 'vocab'), kernel_DV.shape, rules)
-    cut = tuple(axis for axis in _axes(places[0]) if axis in manual)
 
-    def whole(part: jax.Array) -> jax.Array:
-      return jax.lax.all_gather(part, cut, tiled=True) if cut else part
-
-    def share(grad: jax.Array) -> jax.Array:
-      return jax.lax.psum_scatter(grad, cut, tiled=True) if cut else grad
-
-    def local(*arrays: jax.Array) -> Any:
-      made = loss(
-        *arrays, z_loss, whole=whole, share=share, chunk_logits=CHUNK_LOGITS
-      )
+    def local(hidden: jax.Array, kernel: jax.Array, *rest: jax.Array) -> Any:
+      made = loss(hidden, kernel[0], *rest, z_loss, chunk_logits=CHUNK_LOGITS)
       return jax.tree.map(lambda x: x[None], made)
 
+    first = PartitionSpec(manual)
     made = jax.shard_map(
       local,
       mesh=mesh,
       axis_names=set(manual),
-      in_specs=(
-        PartitionSpec(*rows, None),
-        PartitionSpec(cut or None, None),
-        rows,
-        rows,
-      ),
-      out_specs=PartitionSpec(manual),
+      in_specs=(PartitionSpec(*rows, None), first, rows, rows),
+      out_specs=first,
       check_vma=False,
-    )(hidden_BTD, kernel_DV, targets_BT, weights_BT)
+    )(
+      hidden_BTD,
+      _copies(kernel_DV.astype(hidden_BTD.dtype), mesh, manual, places),
+      targets_BT,
+      weights_BT,
+    )
     return jax.tree.map(lambda x: x.sum(), made)
 
   return call
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _copies(
+  kernel_DV: jax.Array,
+  mesh: Mesh,
+  over: tuple[str, ...],
+  places: PartitionSpec,
+) -> jax.Array:
+  """Returns [devices, D, V]: a copy for each device along the axes `over`.
+
+  Copies rather than one array that `shard_map` takes to be the same everywhere:
+  the compiler then adds up the gradients, of the words that a device has. A sum
+  inside `shard_map` would first gather the vocabulary.
+
+  Args:
+    kernel_DV: the matrix, cut as `places` says.
+    mesh: the devices.
+    over: mesh axes that cut rows.
+    places: how the matrix is cut.
+  """
+  words = places[1]
+  whole = _pin(kernel_DV, mesh, PartitionSpec(None, words))
+  count = math.prod(mesh.shape[axis] for axis in over)
+  copies = jnp.broadcast_to(whole, (count, *whole.shape))
+  return _pin(copies, mesh, PartitionSpec(over, None, words))
+
+
+def _copies_forward(kernel_DV: jax.Array, *where: Any) -> tuple:
+  return _copies(kernel_DV, *where), None
+
+
+def _copies_backward(
+  mesh: Mesh,
+  over: tuple[str, ...],
+  places: PartitionSpec,
+  saved: None,
+  grads: jax.Array,
+) -> tuple[jax.Array]:
+  del saved
+  grads = _pin(grads, mesh, PartitionSpec(over, None, places[1]))
+  total = jnp.sum(grads, axis=0, dtype=jnp.float32)
+  return (_pin(total, mesh, places).astype(grads.dtype),)
+
+
+_copies.defvjp(_copies_forward, _copies_backward)
+
+
+def _pin(x: jax.Array, mesh: Mesh, places: PartitionSpec) -> jax.Array:
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, places))
 
 
 def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

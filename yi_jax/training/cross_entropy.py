@@ -10,7 +10,6 @@ twice, and [B, T, V] never exists.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,14 +19,6 @@ import jax.numpy as jnp
 _CHUNK_LOGITS = 2**24
 _FEWEST_POSITIONS = 128
 
-# From a part of the output matrix to all of it, or from the gradient of all of
-# it to that of a part.
-Change = Callable[[jax.Array], jax.Array]
-
-
-def _same(x: jax.Array) -> jax.Array:
-  return x
-
 
 def cross_entropy(
   hidden_BTD: jax.Array,
@@ -35,9 +26,6 @@ def cross_entropy(
   targets_BT: jax.Array,
   weights_BT: jax.Array,
   z_loss: float = 0.0,
-  *,
-  whole: Change = _same,
-  share: Change = _same,
   chunk_logits: int = _CHUNK_LOGITS,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the weighted sum of the negative log-likelihoods.
@@ -52,9 +40,6 @@ def cross_entropy(
     weights_BT: float32, 0 where there is no target.
     z_loss: adds z_loss * log(Z)^2 a token, which keeps the softmax's
       normaliser Z near 1 (PaLM, section 5).
-    whole: makes all of the output matrix of the part that `kernel_DV` is (see
-      sharding/loss.py); once, before the first chunk.
-    share: makes the gradient of that part; once, after the last chunk.
     chunk_logits: logits held at a time.
 
   Returns:
@@ -76,13 +61,7 @@ def cross_entropy(
 
   weights_BT = weights_BT.astype(jnp.float32)
   total, nll = _summed(
-    split(hidden_BTD),
-    kernel_DV,
-    split(targets_BT),
-    split(weights_BT),
-    z_loss,
-    whole,
-    share,
+    split(hidden_BTD), kernel_DV, split(targets_BT), split(weights_BT), z_loss
   )
   return total, {
     'nll': jax.lax.stop_gradient(nll),
@@ -146,18 +125,15 @@ def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _summed(
   hidden: jax.Array,
   kernel: jax.Array,
   targets: jax.Array,
   weights: jax.Array,
   z_loss: float,
-  whole: Change,
-  share: Change,
 ) -> tuple[jax.Array, jax.Array]:
-  del share  # there is no gradient here
-  narrow = whole(kernel.astype(hidden.dtype))
+  narrow = kernel.astype(hidden.dtype)
 
   def step(sums: tuple, chunk: tuple) -> tuple[tuple, None]:
     h, t, w = chunk
@@ -175,10 +151,8 @@ def _summed_forward(
   targets: jax.Array,
   weights: jax.Array,
   z_loss: float,
-  whole: Change,
-  share: Change,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-  narrow = whole(kernel.astype(hidden.dtype))
+  narrow = kernel.astype(hidden.dtype)
 
   def step(carry: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
     loss_sum, nll_sum, kernel_grad = carry
@@ -198,17 +172,14 @@ def _summed_forward(
     return (*sums, kernel_grad), h_grad
 
   zero = jnp.zeros((), jnp.float32)
-  start = (zero, zero, jnp.zeros(narrow.shape, jnp.float32))
+  start = (zero, zero, jnp.zeros(kernel.shape, jnp.float32))
   chunks = (hidden, targets, weights)
   (loss, nll, kernel_grad), hidden_grad = jax.lax.scan(step, start, chunks)
-  kernel_grad = share(kernel_grad).astype(kernel.dtype)
-  return (loss, nll), (hidden_grad, kernel_grad)
+  return (loss, nll), (hidden_grad, kernel_grad.astype(kernel.dtype))
 
 
-def _summed_backward(
-  z_loss: float, whole: Change, share: Change, saved: tuple, outer: tuple
-) -> tuple:
-  del z_loss, whole, share  # already inside the saved gradients
+def _summed_backward(z_loss: float, saved: tuple, outer: tuple) -> tuple:
+  del z_loss  # already inside the saved gradients
   hidden_grad, kernel_grad = saved
   scale = outer[0]
   return (
