@@ -87,6 +87,39 @@ def _names(folder):
   return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize('to', ['hf', 'orbax'])
+def test_layers_can_be_said_twice(tmp_path, source, words, run, to):
+  target = tmp_path / 'target'
+  argv = [f'--source={source}', f'--target={target}', f'--to={to}']
+  code, printed = run(*argv, '--layers=0:2,1:3', '--verify')
+  assert code == 0, printed
+  made = convert.open_source(target)
+  assert made.config == _MODEL.replace(num_hidden_layers=4, dtype='bfloat16')
+  config, tree = lazy.relayout(made.config, made.tree, scan_layers=False)
+  given = dict(lazy.leaves(hf.open_checkpoint(source, scan_layers=False)[1]))
+  for name, leaf in lazy.leaves(tree):
+    for i, layer in enumerate((0, 1, 1, 2)):
+      if name.startswith(f'layers/{i}/'):
+        name = name.replace(f'layers/{i}/', f'layers/{layer}/')
+        break
+    assert leaf.read().tobytes() == given[name].read().tobytes()
+  # Also from a workdir, whose numbers have a checksum.
+  if to == 'orbax':
+    back = tmp_path / 'back'
+    there = [f'--source={target}', f'--target={back}', '--layers=0,2:4']
+    assert run(*there, '--verify')[0] == 0
+    assert _bytes(back) == _bytes(source)
+  code, printed = run(*argv)
+  assert code == 2
+  assert "made differently (its layers is '0:2,1:3')" in printed
+  code, printed = run(
+    f'--source={source}', f'--target={tmp_path}/x', '--layers=0:9'
+  )
+  assert code == 2
+  assert "'0:9' is not within the 3 layers of the source" in printed
+  assert not (tmp_path / 'x').exists()
+
+
 @pytest.mark.parametrize('layout', ['scanned', 'unrolled'])
 def test_there_and_back_every_byte_is_the_same(
   tmp_path, source, words, run, layout

@@ -29,6 +29,7 @@ _MAY_IMPORT = {
   'sharding': {'models'},
   'data': {'app', 'paths'},
   'checkpoints': {'models', 'data', 'paths'},
+  'extension': {'models'},
   'training': {'models', 'sharding', 'data', 'checkpoints', 'paths'},
   'sweeping': {'app', 'paths', 'data', 'training'},
   'curation': {'app', 'paths', 'data', 'sharding'},

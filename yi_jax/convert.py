@@ -25,6 +25,7 @@ from yi_jax.checkpoints import (
   transformers_logits,
 )
 from yi_jax.data import atomic, progress
+from yi_jax.extension import depth_upscale
 from yi_jax.models import config as model_config
 from yi_jax.training import checkpointing, weights
 
@@ -59,6 +60,13 @@ _LAYOUT = flags.DEFINE_enum(
   ['scanned', 'unrolled'],
   'layers of a workdir, stacked or apart; default: as in the source workdir, '
   'else scanned',
+  flag_values=FLAGS,
+)
+_LAYERS = flags.DEFINE_string(
+  'layers',
+  None,
+  'layers of the target, as slices of those of the source: 0:28,12:32 says '
+  'layers 12 to 27 twice, which made Yi-9B of Yi-6B',
   flag_values=FLAGS,
 )
 _STEP = flags.DEFINE_integer(
@@ -134,6 +142,7 @@ def main() -> None:
     to=_TO.value or ('hf' if source.kind == 'orbax' else 'orbax'),
     dtype=_DTYPE.value,
     layout=_LAYOUT.value,
+    layers=_LAYERS.value,
     shard_gigabytes=_SHARD.value,
     verify=_VERIFY.value,
     verify_logits=_VERIFY_LOGITS.value,
@@ -148,6 +157,7 @@ class Plan:
   to: str
   dtype: str | None = None
   layout: str | None = None
+  layers: str | None = None
   shard_gigabytes: float = hf.SHARD_BYTES / 1e9
   verify: bool = False
   verify_logits: bool = False
@@ -171,7 +181,9 @@ def convert(
   """
   _check(source, plan)
   digests, tree = [], source.tree
-  if source.digest is not None:
+  # Layers that are read twice, or never, have another sum.
+  digest = None if plan.layers else source.digest
+  if digest is not None:
     tree = lazy.watch(
       tree, lambda x: digests.append(checkpointing.digest_of_floats(x))
     )
@@ -215,7 +227,7 @@ def convert(
           origin={'converted_from': note},
         )
       bar.end()
-      if source.digest not in (None, sum(digests) % 2**32):
+      if digest not in (None, sum(digests) % 2**32):
         raise OSError(
           f'the numbers in {path} are not those that were saved: the checkpoint '
           'is damaged. Restore a copy, or take another --step'
@@ -317,6 +329,10 @@ def _check(source: Source, plan: Plan) -> None:
     )
   if not plan.verify_logits:
     return
+  if plan.layers:
+    raise ValueError(
+      '--verify_logits compares a model with itself, and --layers makes another'
+    )
   if 'hf' not in (source.kind, plan.to):
     raise ValueError('--verify_logits needs an hf folder on one side')
   kinds = {leaf.dtype.name for _, leaf in lazy.leaves(source.tree)}
@@ -331,7 +347,10 @@ def _check(source: Source, plan: Plan) -> None:
 def _changed(
   config: model_config.ModelConfig, tree: lazy.LazyTree, plan: Plan
 ) -> tuple[model_config.ModelConfig, lazy.LazyTree]:
-  """Returns the model in the type and layout of the target."""
+  """Returns the model with the layers, type and layout of the target."""
+  if plan.layers:
+    order = depth_upscale.parse(plan.layers, config.num_hidden_layers)
+    config, tree = depth_upscale.take(config, tree, order, join=lazy.Stack)
   tree = lazy.astype(tree, plan.dtype)
   if plan.dtype:
     config = config.replace(dtype=plan.dtype)
@@ -356,6 +375,7 @@ def _note(
     'fingerprint': fingerprint,  # of its files' names, sizes and times
     'to': plan.to,
     'dtype': plan.dtype or 'as the source',
+    'layers': plan.layers or 'as the source',
   }
   if plan.to == 'hf':
     return {**note, 'shard_gigabytes': plan.shard_gigabytes}
@@ -369,7 +389,8 @@ def _refuse_other(target: pathlib.Path, note: dict[str, Any]) -> None:
   if (target / _NOTE).is_file():
     found = json.loads((target / _NOTE).read_text())
   for key, value in note.items():
-    if key != 'source' and found.get(key) != value:
+    # Targets of before a key was there are as the source.
+    if key != 'source' and found.get(key, 'as the source') != value:
       reason = (
         f'its {key} is {found[key]!r}' if key in found else 'not by convert'
       )
