@@ -23,6 +23,11 @@ import ml_collections
 from yi_jax.curation import cascade, run_config
 from yi_jax.data import mixtures, sources
 
+# What the report applies to pages of the web. Statutes, dictionaries and plays
+# repeat themselves by nature, and are no pages: rules of that kind would remove
+# four fifths of them.
+_FOR_PAGES = ('language', 'rules')
+
 
 def get_config(arg: str = 'quickstart') -> ml_collections.ConfigDict:
   """Returns the run.
@@ -42,5 +47,9 @@ def get_config(arg: str = 'quickstart') -> ml_collections.ConfigDict:
     return c
   else:
     raise ValueError(f'no variant {arg!r}: quickstart, sources or crawl')
-  c.inputs = {name: {'source': name} for name in wanted}
+  for name in wanted:
+    source = sources.get(name)
+    c.inputs[name] = {'source': name, 'language': source.language}
+    if source.kind != 'web':
+      c.inputs[name]['skip'] = tuple(s for s in _FOR_PAGES if s in c.stages)
   return c

@@ -122,7 +122,7 @@ def _config(folder, files=3, names=('Short', 'Upper', 'Twins'), **changes):
   config = ml_collections.ConfigDict(
     {
       'root': str(folder / 'data'),
-      'inputs': {'web': {'files': str(folder / 'part-*.jsonl')}},
+      'inputs': {'web': {'files': str(folder / 'part-*.jsonl'), 'skip': ()}},
       'read': {'shard_documents': 1000},
       'stages': titles,
       'fuse': True,
@@ -324,6 +324,28 @@ def test_a_dry_run_reads_some_of_each_file_and_keeps_to_itself(
   assert len(ids) == 30
   assert sum(i.startswith('web/part-2.jsonl/') for i in ids) == 10
   assert _ids(_run(config, tmp_path / 'run')[0]) != ids
+
+
+def test_an_input_may_pass_a_stage_by(stages, tmp_path):
+  config = _config(stages, files=1, names=('Short', 'Upper'))
+  with config.unlocked():
+    config.inputs.other = {
+      'files': str(stages / 'part-0.jsonl'),
+      'skip': ('short',),
+    }
+  found = _run(config, tmp_path / 'run')
+  short, upper = found[1].manifest()['counts']
+  assert short['kept']['other|'][0] == 2500
+  assert short['kept']['web|'][0] < 2500
+  assert short['removed']['short.characters'].keys() == {'web|'}
+  assert upper['changed'] == {k[:-1]: n for k, (n, _) in short['kept'].items()}
+  config.inputs.other.skip = ('shorts',)
+  with pytest.raises(ValueError, match="no stage 'shorts'; did you mean"):
+    _run(config, tmp_path / 'run')
+  config = _config(stages, names=('Twins',))
+  config.inputs.web.skip = ('twins',)
+  with pytest.raises(ValueError, match='all documents at once'):
+    _run(config, tmp_path / 'run')
 
 
 def test_nothing_left_is_an_error(stages, tmp_path):

@@ -15,10 +15,12 @@ STAGES: dict[str, str] = {
   'language': 'language:Language',
   'repair': 'repair:Repair',
   'rules': 'rules:Rules',
+  'pii': 'pii:Anonymise',
   'exact': 'exact:Exact',
   'paragraphs': 'paragraphs:Paragraphs',
   'minhash': 'minhash:MinHash',
   'substrings': 'substrings:Substrings',
+  'decontaminate': 'decontaminate:Decontaminate',
 }
 
 

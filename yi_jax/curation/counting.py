@@ -101,7 +101,8 @@ class Counts:
     removed = by_rule.get(f'{self.name}.{name}', [])
     for side, indices in (('kept', alive), ('removed', removed)):
       values = batch.scores[name][indices]
-      order = [i for i in np.argsort(values) if not np.isnan(values[i])]
+      names = np.array([batch.ids[i] for i in indices], str)
+      order = np.lexsort((names, values))[: np.count_nonzero(values == values)]
       ends = dict.fromkeys([*order[:SAMPLES], *order[-SAMPLES:]])
       found = [
         {**_sample(batch, indices[i]), 'score': float(values[i])} for i in ends

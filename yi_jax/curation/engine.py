@@ -21,7 +21,7 @@ from typing import Any
 
 from etils import epath
 
-from yi_jax import paths
+from yi_jax import paths, spelling
 from yi_jax.curation import (
   cascade,
   counting,
@@ -45,6 +45,7 @@ class Pass:
     names: of its stages, as in counters and sections of the config.
     configs: of each.
     classes: keys of cascade.STAGES, or module:Class.
+    skips: stage -> inputs whose documents pass it by.
     shuffles: whether it has to see all documents.
     folder: where it is or will be.
   """
@@ -52,6 +53,7 @@ class Pass:
   names: tuple[str, ...]
   configs: tuple[Any, ...]
   classes: tuple[str, ...]
+  skips: dict[str, list[str]]
   shuffles: bool
   folder: epath.Path
 
@@ -112,7 +114,10 @@ def plan(
   base = epath.Path(workdir) / (f'sample-{sample}' if sample else 'stages')
   states = [dataclasses.asdict(unit) for unit in units]
   digest = key('', [_FORMAT, facts, sample, _code(reading), states])
-  found = [Pass(('read',), (read,), ('',), False, base / f'00-read-{digest}')]
+  found = [
+    Pass(('read',), (read,), ('',), {}, False, base / f'00-read-{digest}')
+  ]
+  skipped = _skips(units, stages)
   groups = []
   for given, one in stages:
     shuffles = isinstance(one, stage.GlobalStage)
@@ -124,14 +129,15 @@ def plan(
     classes, group = zip(*group, strict=True)
     names = tuple(one.name for one in group)
     configs = tuple(plain(config[name]) for name in names)
+    skips = {name: skipped[name] for name in names if skipped.get(name)}
     facts = [
       [one.name, given, one.identity(), _code(inspect.getmodule(type(one)))]
       for one, given in zip(group, configs, strict=True)
     ]
-    digest = key(digest, facts)
+    digest = key(digest, [facts, skips])
     title = '+'.join(names)[:60]
     folder = base / f'{number:02}-{title}-{digest}'
-    found.append(Pass(names, configs, classes, shuffles, folder))
+    found.append(Pass(names, configs, classes, skips, shuffles, folder))
   return found, units
 
 
@@ -150,6 +156,26 @@ def _stages(config: Any) -> list[tuple[str, stage.Stage]]:
       raise ValueError(f'the config has no section {name!r} for that stage')
     made.append((given, cascade.make(given, plain(config[name]))))
   return made
+
+
+def _skips(
+  units: Sequence[reading.Unit], stages: Sequence[tuple[str, stage.Stage]]
+) -> dict[str, list[str]]:
+  """Returns stage -> inputs that pass it by; ValueError if one cannot."""
+  skipped = collections.defaultdict(set)
+  made = {one.name: one for _, one in stages}
+  for unit in units:
+    for name in unit.settings['skip']:
+      if name not in made and name not in cascade.STAGES:
+        hint = spelling.nearest(name, [*made, *cascade.STAGES])
+        raise ValueError(f'inputs.{unit.name}.skip: no stage {name!r}{hint}')
+      if isinstance(made.get(name), stage.GlobalStage):
+        raise ValueError(
+          f'inputs.{unit.name}.skip: {name} looks at all documents at once; '
+          'leave it out of config.stages, or curate that input by itself'
+        )
+      skipped[name].add(unit.name)
+  return {name: sorted(inputs) for name, inputs in skipped.items()}
 
 
 def _code(module: Any) -> str:
@@ -247,6 +273,7 @@ def _jobs(before: Pass, one: Pass) -> list[passes.Job]:
         one.encoded(),
         source=str(before.folder / 'kept' / f'{entry["name"]}.parquet'),
         parts=tuple(map(str, parts)),
+        settings=one.skips,
         known=tuple(earlier['scores']),
         documents=entry['documents'],
       )
@@ -313,9 +340,9 @@ class _Line:
     """Counts a job that is done, and prints a line if it is time."""
     if job:
       self._done += self._weigh(job)
-      made = shards.read_json(job.done)['shards']
-      left = sum(entry['documents'] for entry in made)
-      self._documents += left if job.unit else job.documents
+      made = shards.read_json(job.done)['shards'] if job.unit else ()
+      read = sum(entry['documents'] for entry in made)
+      self._documents += read + job.documents
     now = time.monotonic()
     if now - self._told < self._SECONDS:
       return

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -45,7 +45,8 @@ class Job:
     unit: what the first pass reads.
     parts: files of one batch each, after a shuffle.
     known: names of scores from passes before.
-    settings: sections of the config, for the first pass and for writing.
+    settings: sections of the config, for the first pass and for writing;
+      else stage -> inputs that pass it by.
     documents: that come in, 0 if unknown.
     size: bytes that come in, of the first pass.
   """
@@ -140,12 +141,26 @@ def _process(job: Job, folder: epath.Path, meter: _Meter) -> dict[str, Any]:
     for batch in shards.read(epath.Path(job.source)):
       for one in stages:
         known, started = set(batch.scores), time.perf_counter()
-        batch = one.process(batch)
+        batch = _through(one, batch, job.settings.get(one.name, ()))
         meter.add(one.name, batch, known, time.perf_counter() - started)
         gone, batch = _split(batch)
         removed.write(gone)
       kept.write(batch)
   return _made(job.name, kept)
+
+
+def _through(
+  one: stage.Stage, batch: documents.Batch, skipped: Sequence[str]
+) -> documents.Batch:
+  """Runs a stage over a batch, but for documents of inputs that pass it by."""
+  inside = [i for i, s in enumerate(batch.sources) if s not in skipped]
+  if len(inside) == len(batch):
+    return one.process(batch)
+  if not inside:
+    return batch
+  outside = sorted(set(range(len(batch))) - set(inside))
+  done = one.process(batch.select(inside))
+  return documents.concatenate([done, batch.select(outside)])
 
 
 def _gather(job: Job, folder: epath.Path, meter: _Meter) -> dict[str, Any]:

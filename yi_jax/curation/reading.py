@@ -52,6 +52,9 @@ def input_defaults() -> dict[str, Any]:
     # Task it is written for; {language} is filled in by document. '' is the
     # task of a source, and {language}_web_NAME otherwise.
     'task': '',
+    # Names of stages that its documents pass by: rules for web pages are not
+    # for dictionaries, say.
+    'skip': (),
   }
 
 

@@ -9,8 +9,10 @@ import concurrent.futures
 import contextlib
 import logging
 import multiprocessing
+import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import process
 from typing import Any
@@ -21,6 +23,7 @@ from yi_jax.curation import cascade, documents, passes, shards
 
 LOCAL = 'local'  # runner: this machine
 
+_BEAM_WORKER = 'apache_beam.runners.worker.sdk_worker_main'
 _TICK = 5  # seconds between two looks at the pool
 
 # (shard, its file, batch): what a pipeline hands around instead of documents.
@@ -160,7 +163,8 @@ def shuffle(
   """
   import apache_beam as beam
 
-  with pipeline(runner, workers, beam_flags) as made:
+  log = os.devnull if '://' in folder else f'{folder}/workers.log'
+  with pipeline(runner, workers, beam_flags, log) as made:
     # Nothing to fuse with: else one worker would read all that Create lists.
     created = made | beam.Create(list(references)) | beam.Reshuffle()
     batches = cascade.make(name, config).expand(Stored(created))
@@ -174,8 +178,16 @@ def shuffle(
 
 
 @contextlib.contextmanager
-def pipeline(runner: str, workers: int, beam_flags: str) -> Iterator[Any]:
+def pipeline(
+  runner: str, workers: int, beam_flags: str, log: str = os.devnull
+) -> Iterator[Any]:
   """Yields a Beam pipeline that runs when the block ends.
+
+  Args:
+    runner: LOCAL, or the name of a Beam runner.
+    workers: processes on this machine.
+    beam_flags: options of the runner, as on a command line.
+    log: file that gets what worker processes of this machine say.
 
   Raises:
     ValueError: if a stage refused something in a worker.
@@ -185,16 +197,19 @@ def pipeline(runner: str, workers: int, beam_flags: str) -> Iterator[Any]:
     import apache_beam as beam
     from apache_beam.options import pipeline_options
     from apache_beam.runners.portability import fn_api_runner
+    from apache_beam.transforms import environments
 
   flags = shlex.split(beam_flags)
   if runner == LOCAL:
+    environment = None  # threads of this process
+    if workers > 1:
+      command = [sys.executable, '-m', _BEAM_WORKER]
+      environment = environments.SubprocessSDKEnvironment.from_command_string(
+        f'exec {shlex.join(command)} 2>>{shlex.quote(log)}'
+      )
     # By name it might fetch the binary of another runner first.
-    chosen = fn_api_runner.FnApiRunner()
-    mode = 'multi_processing' if workers > 1 else 'in_memory'
-    flags += [
-      f'--direct_running_mode={mode}',
-      f'--direct_num_workers={workers}',
-    ]
+    chosen = fn_api_runner.FnApiRunner(environment)
+    flags.append(f'--direct_num_workers={workers}')
   else:
     chosen = runner
   flags.append('--default_sdk_harness_log_level=ERROR')
