@@ -96,7 +96,7 @@ def _copies(
     over: mesh axes that cut rows.
     places: how the matrix is cut.
   """
-  words = places[1]
+  words = _words(places, over)
   whole = _pin(kernel_DV, mesh, PartitionSpec(None, words))
   count = math.prod(mesh.shape[axis] for axis in over)
   copies = jnp.broadcast_to(whole, (count, *whole.shape))
@@ -115,12 +115,17 @@ def _copies_backward(
   grads: jax.Array,
 ) -> tuple[jax.Array]:
   del saved
-  grads = _pin(grads, mesh, PartitionSpec(over, None, places[1]))
+  grads = _pin(grads, mesh, PartitionSpec(over, None, _words(places, over)))
   total = jnp.sum(grads, axis=0, dtype=jnp.float32)
   return (_pin(total, mesh, places).astype(grads.dtype),)
 
 
 _copies.defvjp(_copies_forward, _copies_backward)
+
+
+def _words(places: PartitionSpec, over: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the axes that cut the vocabulary of a copy: those of no rows."""
+  return tuple(axis for axis in _axes(places[1]) if axis not in over)
 
 
 def _pin(x: jax.Array, mesh: Mesh, places: PartitionSpec) -> jax.Array:
