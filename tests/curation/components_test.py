@@ -42,10 +42,12 @@ def test_random_graphs_of_every_density(edges, partitions):
   assert _as_dict(found) == _wanted(first, second)
 
 
-def test_a_path_of_200_nodes_settles():
-  for order in (np.arange(200), np.random.default_rng(0).permutation(200)):
+@pytest.mark.parametrize(('nodes', 'rounds'), [(60, 6), (200, 8)])
+def test_a_path_settles_in_as_many_rounds_as_told(nodes, rounds):
+  for order in (np.arange(nodes), np.random.default_rng(0).permutation(nodes)):
     path = order.astype(np.uint64)
-    found, unsettled = components.find({'node': path[1:], 'other': path[:-1]})
+    edges = {'node': path[1:], 'other': path[:-1]}
+    found, unsettled = components.find(edges, rounds=rounds)
     assert unsettled == 0
     assert set(found['label']) == {0}
 

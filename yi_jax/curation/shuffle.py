@@ -16,6 +16,8 @@ from apache_beam.utils import windowed_value
 
 from yi_jax.curation import documents, tables
 
+Reduce = Callable[[tables.Table], Iterable[tables.Table]]
+
 _BYTES = 16 << 20  # of tables, after which a worker sends what it has gathered
 
 
@@ -76,30 +78,52 @@ def gather(packed: Iterable[bytes]) -> tables.Table:
   return tables.concatenate(map(tables.unpack, packed))
 
 
+class _Rounds(_Split):
+  """Applies a function to a partition and cuts the outcome by the key again."""
+
+  def __init__(self, key: str, partitions: int, function: Reduce) -> None:
+    super().__init__(key, partitions)
+    self._function = function
+
+  def process(
+    self, element: tuple[int, Iterable[bytes]]
+  ) -> Iterator[tuple[int, bytes]]:
+    for table in self._function(gather(element[1])):
+      yield from super().process(table)
+
+
 def reduce(
   rows: Any,
   name: str,
   key: str,
   partitions: int,
-  function: Callable[[tables.Table], Iterable[tables.Table]],
+  *functions: Reduce,
 ) -> Any:
-  """Applies a function to all rows of a partition at a time.
+  """Applies functions to all rows of a partition at a time.
 
   Args:
     rows: PCollection of tables.
     name: of the transform.
     key: uint64 column; rows with equal keys are in one partition.
     partitions: the keys are cut into.
-    function: must not depend on the order of the rows.
+    *functions: must not depend on the order of the rows. Between one and the
+      next, rows are brought together by the key anew.
 
   Returns:
-    PCollection of the tables that the function returns.
+    PCollection of the tables that the last function returns.
   """
 
   def work(element: tuple[int, Iterable[bytes]]) -> Iterable[tables.Table]:
-    return function(gather(element[1]))
+    return functions[-1](gather(element[1]))
 
   grouped = exchange(rows, name, key, partitions)
+  for number, function in enumerate(functions[:-1], 1):
+    again = beam.ParDo(_Rounds(key, partitions, function))
+    grouped = (
+      grouped
+      | f'{name}: step {number}' >> again.with_output_types(tuple[int, bytes])
+      | f'{name}: group {number}' >> beam.GroupByKey()
+    )
   return grouped | f'{name}: reduce' >> beam.FlatMap(work)
 
 
