@@ -146,7 +146,7 @@ def _content(found):
     for number, one in enumerate(found)
     for folder in ('kept', 'removed', 'stats', 'quarantine', '.')
     for path in sorted(pathlib.Path(one.folder, folder).glob('*'))
-    if path.is_file() and path.name not in ('seconds.json', 'shuffled.json')
+    if path.is_file() and path.name not in _PERISHABLE
   }
 
 

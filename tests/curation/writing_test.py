@@ -72,6 +72,32 @@ def test_prepare_reads_what_was_written(texts, tmp_path):
   assert prepared.tasks(data)['en_web_news_curated'] == task
 
 
+def test_each_task_is_a_data_set_of_tfds(texts, tmp_path):
+  import tensorflow_datasets as tfds
+
+  _write(tmp_path)
+  (folder,) = tmp_path.glob('run/curated/*/en_web_news/1.0.0')
+  builder = tfds.builder_from_directory(str(folder))
+  assert builder.info.splits['train'].shard_lengths == [15, 15, 10]
+  rows = list(builder.as_data_source('train'))
+  assert [row['text'].decode() for row in rows] == texts['news']
+  assert rows[17]['id'] == b'news/17'
+  assert rows[17]['url'] == b'u'
+
+
+def test_parquet_holds_the_same(texts, tmp_path):
+  found = []
+  for kind in writing.defaults()['format'], 'parquet':
+    manifest = _write(tmp_path, format=kind)
+    mixtures.register_curated(str(tmp_path / 'run/curated'))
+    tasks = map(mixtures.get, sorted(mixtures.MIXTURES['curated']))
+    found.append([list(files.read(task.pattern)) for task in tasks])
+    assert manifest['tasks']['en_web_news']['files'].count(kind) == 1
+  assert found[0] == found[1]
+  with pytest.raises(ValueError, match=r"\['array_record', 'parquet'\]"):
+    _write(tmp_path, format='tfrecord')
+
+
 def test_weights_multiply_shares_of_bytes(texts, tmp_path):
   plain = _write(tmp_path)['tasks']
   weighted = _write(tmp_path, weights={'en_web_news': 3})['tasks']
@@ -95,15 +121,17 @@ def test_sections_can_be_left_whole(texts, tmp_path):
 def test_a_set_written_twice_is_the_same(texts, tmp_path):
   def content():
     return {
-      path.name: path.read_bytes()
-      for path in sorted((tmp_path / 'run/curated').rglob('*.parquet'))
+      str(path): path.read_bytes()
+      for path in sorted((tmp_path / 'run/curated').rglob('*array_record*'))
     }
 
   _write(tmp_path)
   first = content()
   assert len(first) == 4  # three of the news, one of the book
-  for path in (tmp_path / 'run/curated').rglob('000000-00001.*'):
+  for path in (tmp_path / 'run/curated').rglob('000001-00001.json'):
     path.unlink()  # as if killed before it
+  for path in (tmp_path / 'run/curated').rglob('*news*-00001-of-*'):
+    path.unlink()
   _write(tmp_path)
   assert content() == first
 

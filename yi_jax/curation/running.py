@@ -54,7 +54,8 @@ def each(
     OSError: if a file is missing, or a disk full, or a worker died.
   """
   if runner != LOCAL:
-    import apache_beam as beam
+    with _quiet():
+      import apache_beam as beam
 
     with pipeline(runner, workers, beam_flags) as made:
       _ = made | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(function)
@@ -161,7 +162,8 @@ def shuffle(
   Raises:
     ValueError: if the stage refuses something, or loses a batch.
   """
-  import apache_beam as beam
+  with _quiet():
+    import apache_beam as beam
 
   log = os.devnull if '://' in folder else f'{folder}/workers.log'
   with pipeline(runner, workers, beam_flags, log) as made:

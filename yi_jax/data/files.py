@@ -1,7 +1,8 @@
 """Documents in files of your own: JSON lines, Parquet, plain text.
 
 JSON lines are read from .jsonl and .json, plain or .gz; Parquet from .parquet;
-any other file is one document, plain or .gz. Nothing here needs TensorFlow.
+ArrayRecord of TFDS from names as x.array_record-00000-of-00001; any other file
+is one document, plain or .gz. Nothing here needs TensorFlow.
 """
 
 import collections
@@ -93,6 +94,11 @@ def _texts(path: pathlib.Path, column: str) -> Iterator[str | bytes]:
   kind = suffixes[-1] if suffixes else ''
   if kind == '.parquet':
     yield from _parquet(path, column)
+    return
+  if kind.startswith('.array_record'):
+    from yi_jax.data import tfds_files  # a second, and only for these
+
+    yield from tfds_files.decode(path, column)
     return
   try:
     with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
