@@ -13,6 +13,7 @@ from yi_jax.curation import stage
 # Name -> 'module:Class' below yi_jax.curation; imported when it is asked for.
 STAGES: dict[str, str] = {
   'language': 'language:Language',
+  'lists': 'lists:Lists',
   'repair': 'repair:Repair',
   'rules': 'rules:Rules',
   'pii': 'pii:Anonymise',
