@@ -6,6 +6,8 @@ import pathlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from yi_jax.curation import documents, rules, rules_chinese, rules_english
 
@@ -209,6 +211,15 @@ def test_a_vocabulary_that_is_full_starts_anew(monkeypatch):
   before = rules_english.make({}).judge(_PROSE * 2)
   monkeypatch.setattr(rules_english, '_KNOWN', 10)
   assert rules_english.make({}).judge(_PROSE * 2) == before
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("ab1.,'’-/@#&=:\n \x85\xa0…é"), max_size=60))
+def test_words_are_those_of_the_pattern_over_the_whole_text(text):
+  numbers, lengths, _ = rules_english._split(text)
+  words = rules_english._WORD.findall(text)
+  assert lengths.tolist() == [len(word) for word in words]
+  assert len(set(numbers.tolist())) == len(set(words))
 
 
 @pytest.mark.parametrize('language', ['en', 'zh'])

@@ -52,10 +52,10 @@ _TITLE = re.compile(
   r'\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|Inc|Ltd|Co|Corp|No|Gen|'
   r'Sen|Rep|Gov|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)\.\s+(?=\S)'
 )
-_KNOWN = 300_000  # words after which the vocabulary starts anew
+_KNOWN = 4_000_000  # characters after which the vocabulary starts anew
 
 
-class _Vocabulary(dict):
+class _Words(dict):
   """Words that were seen -> number; each word's length and flags."""
 
   def __init__(self) -> None:
@@ -75,19 +75,55 @@ class _Vocabulary(dict):
     return number
 
 
-_vocabulary = _Vocabulary()
+class _Chunks(dict):
+  """What stands between spaces -> number; the words that each is made of.
+
+  No word reaches over a space, and most of what stands between spaces was seen
+  before: so the pattern runs over what is new only.
+  """
+
+  def __init__(self) -> None:
+    super().__init__()
+    self.words = _Words()
+    self.flat = array.array('q')  # numbers of the words of all chunks
+    self.starts = array.array('q')  # of each chunk in `flat`
+    self.counts = array.array('q')
+    self.characters = 0
+
+  def __missing__(self, chunk: str) -> int:
+    """Takes a new chunk in."""
+    number = self[chunk] = len(self)
+    words = _WORD.findall(chunk)
+    self.starts.append(len(self.flat))
+    self.counts.append(len(words))
+    self.flat.extend(map(self.words.__getitem__, words))
+    self.characters += len(chunk)
+    return number
 
 
-def _numbers(words: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns number, length and flags of each word, int64[n]."""
-  global _vocabulary
-  if len(_vocabulary) > _KNOWN:
-    _vocabulary = _Vocabulary()
-  numbers = np.array(list(map(_vocabulary.__getitem__, words)), np.int64)
-  if not len(numbers):
-    return numbers, numbers, numbers
-  lengths = np.frombuffer(_vocabulary.lengths, np.int64)[numbers]
-  return numbers, lengths, np.frombuffer(_vocabulary.flags, np.int64)[numbers]
+_chunks = _Chunks()
+
+
+def _split(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns number, length and flags of each word of a text, int64[n]."""
+  global _chunks
+  if _chunks.characters > _KNOWN:
+    _chunks = _Chunks()
+  seen = _chunks
+  chunks = np.array(list(map(seen.__getitem__, text.split())), np.int64)
+  if not len(seen.flat) or not len(chunks):
+    return chunks[:0], chunks[:0], chunks[:0]
+  counts = np.frombuffer(seen.counts, np.int64)[chunks]
+  starts = np.frombuffer(seen.starts, np.int64)[chunks]
+  # Word k of chunk c is at starts[c] + k.
+  ends = np.cumsum(counts)
+  places = np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1])
+  numbers = np.frombuffer(seen.flat, np.int64)[places]
+  return (
+    numbers,
+    np.frombuffer(seen.words.lengths, np.int64)[numbers],
+    np.frombuffer(seen.words.flags, np.int64)[numbers],
+  )
 
 
 class English(rules.Text):
@@ -95,7 +131,7 @@ class English(rules.Text):
 
   @functools.cached_property
   def _words(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return _numbers(_WORD.findall(self.text))
+    return _split(self.text)
 
   @property
   def flags(self) -> np.ndarray:
