@@ -15,6 +15,7 @@ import numpy as np
 from yi_jax.curation import documents, engine, shards
 
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+_SHARE = 1e-3  # of a score's documents, below which a language is not shown
 _MOST = 200_000  # values of a score and language; more are thinned by hash
 
 
@@ -70,7 +71,10 @@ def lines(table: dict[str, dict[str, Any]]) -> list[str]:
   head = ''.join(f'{f"{p}%":>10}' for p in PERCENTILES)
   found = [f'{"score":<36}{"language":>9}{"documents":>10}{head}']
   for name, languages in table.items():
+    total = sum(entry['documents'] for entry in languages.values())
     for language, entry in languages.items():
+      if entry['documents'] < _SHARE * total:
+        continue
       row = ''.join(f'{value:>10.4g}' for value in entry['percentiles'])
       found.append(
         f'{name:<36}{language or "-":>9}{entry["documents"]:>10,}{row}'
