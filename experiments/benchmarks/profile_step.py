@@ -30,6 +30,27 @@ def report(update, state, batch, steps: int = 3) -> None:
     batch: its batch.
     steps: how many are traced, after two to warm up.
   """
+  spent, names = _trace(update, state, batch, steps)
+  parts = collections.Counter()
+  for operation, seconds in spent.items():
+    parts[_part(names.get(operation, ''))] += seconds
+  total = sum(parts.values())
+  for part, seconds in parts.most_common():
+    print(f'{part:12s} {seconds * 1e3:7.1f} ms  {seconds / total:5.1%}')
+
+
+def top(update, state, batch, count: int = 10, steps: int = 3) -> None:
+  """Prints the operations that take longest; else as `report`."""
+  spent, names = _trace(update, state, batch, steps)
+  total = sum(spent.values())
+  for operation, seconds in spent.most_common(count):
+    name = names.get(operation, '').rpartition('jit(_update)/')[2]
+    share = seconds / total
+    print(f'{seconds * 1e3:8.2f} ms  {share:5.1%}  {operation}  {name}')
+
+
+def _trace(update, state, batch, steps):
+  """Returns seconds a step of each operation, and what JAX calls them."""
   for _ in range(2):
     state, values = update(state, batch)
   jax.block_until_ready((state, values))
@@ -39,15 +60,9 @@ def report(update, state, batch, steps: int = 3) -> None:
         state, values = update(state, batch)
         jax.block_until_ready((state, values))
     (path,) = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
-    data = jax.profiler.ProfileData.from_file(path)
-    spent = _by_operation(data)
-  names = _operation_names(update.as_text())
-  parts = collections.Counter()
-  for operation, seconds in spent.items():
-    parts[_part(names.get(operation, ''))] += seconds / steps
-  total = sum(parts.values())
-  for part, seconds in parts.most_common():
-    print(f'{part:12s} {seconds * 1e3:7.1f} ms  {seconds / total:5.1%}')
+    spent = _by_operation(jax.profiler.ProfileData.from_file(path))
+  spent = collections.Counter({k: v / steps for k, v in spent.items()})
+  return spent, _operation_names(update.as_text())
 
 
 def _by_operation(data: jax.profiler.ProfileData) -> collections.Counter:

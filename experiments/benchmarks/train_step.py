@@ -37,16 +37,24 @@ _PEERS = {
 }
 
 
-def _step(rows: int, length: int):
-  """Returns the compiled step, a fresh state and a batch."""
+def build(rows: int, length: int, preset: str = 'tiny', **overrides):
+  """Returns the compiled step, a fresh state and a batch.
+
+  Args:
+    rows: of a step, over all devices.
+    length: tokens of each.
+    preset: the model.
+    **overrides: fields of it.
+  """
   config = run_config.defaults()
-  config['model']['preset'] = 'tiny'
+  config['model'] = dict(preset=preset, overrides=overrides)
   config['data'] |= dict(length=length, batch_tokens=rows * length)
   run = run_config.resolve(config)
   mesh = mesh_lib.make_mesh(dict(fsdp=-1))
   step = train_step.make(run, mesh)
   update = step.lower().compile()
-  tokens = np.random.default_rng(0).integers(0, 8192, (rows, length + 1))
+  size = run.model.vocab_size
+  tokens = np.random.default_rng(0).integers(0, size, (rows, length + 1))
   batch = train_step.put_batch(
     dict(
       tokens=tokens[:, :-1],
@@ -61,7 +69,7 @@ def _step(rows: int, length: int):
 
 
 def _worker(rows: int, length: int) -> None:
-  update, state, batch = _step(rows, length)
+  update, state, batch = build(rows, length)
 
   def work():
     nonlocal state
@@ -128,7 +136,7 @@ def main() -> None:
   elif args.profile:
     import profile_step
 
-    profile_step.report(*_step(args.rows, args.length))
+    profile_step.report(*build(args.rows, args.length))
   else:
     _compare(args.rows, args.length, args.rounds, args.peers.split(';'))
 
