@@ -26,7 +26,7 @@ from yi_jax.data import mixtures, sources
 # What the report applies to pages of the web. Statutes, dictionaries and plays
 # repeat themselves by nature, and are no pages: rules of that kind would remove
 # four fifths of them.
-_FOR_PAGES = ('language', 'rules')
+_FOR_PAGES = ('language', 'lists', 'rules')
 
 
 def get_config(arg: str = 'quickstart') -> ml_collections.ConfigDict:

@@ -15,6 +15,8 @@ import pytest
 
 from yi_jax.curation import engine, passes, running, shards
 
+# Files that tell of one run, not of its result.
+_PERISHABLE = ('seconds.json', 'shuffled.json', 'workers.log')
 _STAGES = """
 import hashlib, os, time
 import numpy as np
