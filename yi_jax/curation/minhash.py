@@ -49,7 +49,7 @@ def defaults(preset: str = 'cheap') -> dict[str, Any]:
     # Documents with one equal band are compared; a band is this many minima.
     'bands': bands,
     'rows': rows,
-    # Smallest similarity of a pair of copies (ours; 14 x 8 find 54 % of pairs
+    # Smallest similarity of a pair of copies (ours; 14 x 8 find 56 % of pairs
     # at 0.7, 92 % at 0.8, 99.96 % at 0.9).
     'jaccard': 0.7,
     # Pieces that shuffles are cut into; the outcome is the same for any.

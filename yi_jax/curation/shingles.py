@@ -17,7 +17,7 @@ import numpy as np
 from yi_jax.curation import tables
 
 _PIECE = 1 << 16  # characters hashed at a time: the arrays stay in cache
-_BLOCK = 1 << 21  # characters, above which `blocks` begins another block
+_BLOCK = 1 << 19  # characters, above which `blocks` begins another block
 _PLANES = 0x20000  # code points with a case; those above are Han, or no text
 # Odd, so that it has an inverse modulo 2**64; otherwise arbitrary.
 _CHARACTER_BASE = 0x9E3779B97F4A7C15

@@ -18,7 +18,7 @@ from yi_jax.curation import documents, tables
 
 Reduce = Callable[[tables.Table], Iterable[tables.Table]]
 
-_BYTES = 16 << 20  # of tables, after which a worker sends what it has gathered
+_BYTES = 4 << 20  # of tables, after which a worker sends what it has gathered
 
 
 class _Split(beam.DoFn):
