@@ -189,7 +189,9 @@ def candidates(rows: tables.Table) -> tables.Table:
 
   Returns:
     Columns `node` and `node_place` of the smaller number, `other` and
-    `other_place` of the larger one; each pair once.
+    `other_place` of the larger one; and `home`, the smallest number of the
+    bucket: where the pair is compared. Documents that are alike share it, so
+    each set travels to one or two homes and not to each of its pairs.
   """
   order = np.lexsort([rows['number'], rows['near'], rows['band']])
   rows = tables.take(rows, order)
@@ -220,33 +222,32 @@ def candidates(rows: tables.Table) -> tables.Table:
     'node_place': places[low],
     'other': numbers[high],
     'other_place': places[high],
+    'home': numbers[leaders[first]],
   }
   pairs = tables.take(pairs, pairs['node'] != pairs['other'])
+  return each_once(pairs)
+
+
+def each_once(pairs: tables.Table) -> tables.Table:
+  """Returns each pair once, with the smallest of its homes."""
+  pairs = tables.take(pairs, np.argsort(pairs['home'], kind='stable'))
   return tables.unique(pairs, 'node', 'other')
 
 
 def wanted(pairs: tables.Table) -> tables.Table:
-  """Returns which sets have to come to the pairs of a partition.
-
-  Args:
-    pairs: all of the partition of their `node`, see `candidates`.
-
-  Returns:
-    `number` and `place` of the documents, each once, and `home`, a key of this
-    partition.
-  """
+  """Returns which sets have to come to which homes: number, place and home."""
   asked = {
     'number': np.concatenate([pairs['node'], pairs['other']]),
     'place': np.concatenate([pairs['node_place'], pairs['other_place']]),
-    'home': np.concatenate([pairs['node'], pairs['node']]),
+    'home': np.concatenate([pairs['home'], pairs['home']]),
   }
-  return tables.unique(asked, 'number')
+  return tables.unique(asked, 'number', 'home')
 
 
 def asked_sets(
   batch: documents.Batch, asked: tables.Table, ngram: int
 ) -> Iterator[tables.Table]:
-  """Yields the sets that partitions ask for, with what is known about them.
+  """Yields the sets that homes ask for, with what is known about them.
 
   Args:
     batch: whose documents they are.
@@ -255,6 +256,7 @@ def asked_sets(
   """
   if not asked:
     return
+  asked = tables.unique(asked, 'number', 'home')
   alive = batch.alive()
   about = tables.about(batch, alive)
   chosen = np.flatnonzero(np.isin(about['number'], asked['number']))
@@ -417,7 +419,7 @@ class MinHash(stage.GlobalStage):
       f'{name}: pairs',
       'node',
       partitions,
-      once(lambda table: tables.unique(table, 'node', 'other')),
+      once(each_once),
     )
     asked = shuffle.to_batches(
       pairs | f'{name}: wanted' >> beam.Map(wanted),
@@ -463,7 +465,7 @@ class MinHash(stage.GlobalStage):
         yield verify(both['pairs'], both['sets'], jaccard)
 
     sides = {
-      'pairs': shuffle.send(pairs, 'minhash: pairs again', 'node', partitions),
+      'pairs': shuffle.send(pairs, 'minhash: pairs again', 'home', partitions),
       'sets': shuffle.send(found, 'minhash: send sets', 'home', partitions),
     }
     grouped = sides | 'minhash: meet' >> beam.CoGroupByKey()
