@@ -126,6 +126,12 @@ def test_a_top_n_gram_of_characters_has_no_spaces_between():
   assert numbers['repetition.top_4_gram'] == pytest.approx(20 / 30)
 
 
+def test_shares_of_lines_say_nothing_of_few():
+  only = _alone('en', 'document.incomplete_lines')
+  assert only.judge('a title\nand a line without an end')[0] == ''
+  assert only.judge('a\nb\nc')[0] == 'document.incomplete_lines'
+
+
 def test_cut_lines_are_those_of_c4():
   page = '\n'.join(
     [

@@ -16,7 +16,7 @@ import hashlib
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from yi_jax.curation import characters, documents, stage
 
 _FOLDER = 'yi_jax/curation/block_lists'
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_PREFIX = 6  # characters of a word that are looked up
+_BITS = 20  # of the table they are looked up in
 _PART = re.compile(r'[a-z]+')
 
 
@@ -163,8 +165,8 @@ def _address(
 class Words:
   """Counts the words of a list in texts, however long the list is.
 
-  A list has words of few lengths. For each length, hashes of all the text's
-  stretches are looked up at once, and what is found is compared.
+  Hashes of all the text's stretches of a few characters are looked up at once
+  in a table of how the words begin; only what is found is compared.
   """
 
   def __init__(self, words: Iterable[str], whole: bool) -> None:
@@ -174,45 +176,46 @@ class Words:
       words: in lower case.
       whole: whether letters around a word make it another.
     """
-    self._words = frozenset(words)
     self._whole = whole
-    by_length = collections.defaultdict(list)
-    for word in self._words:
-      hashes = _hashes(characters.codes(word).astype(np.uint64), len(word))
-      by_length[len(word)].append(hashes[0])
-    self._hashes = {
-      length: np.unique(np.array(hashes, np.uint64))
-      for length, hashes in sorted(by_length.items())
-    }
+    self._words: dict[str, list[str]] = collections.defaultdict(list)
+    self._tables: dict[int, np.ndarray] = {}
+    for word in sorted(set(words)):
+      start = word[:_PREFIX]
+      self._words[start].append(word)
+      if len(start) not in self._tables:
+        self._tables[len(start)] = np.zeros(1 << _BITS, bool)
+      points = characters.codes(start).astype(np.uint64)
+      hashed = list(_hashes(points, len(start)))[-1][0]
+      self._tables[len(start)][hashed >> np.uint64(64 - _BITS)] = True
 
   def count(self, text: str) -> collections.Counter[str]:
     """Returns how often each word of the list occurs."""
     text = text.lower()
     found: collections.Counter[str] = collections.Counter()
     points = characters.codes(text).astype(np.uint64)
-    for length, known in self._hashes.items():
-      if length > len(text):
-        break
-      hashes = _hashes(points, length)
-      places = np.searchsorted(known, hashes)
-      places[places == len(known)] = 0
-      for start in np.flatnonzero(known[places] == hashes).tolist():
-        end = start + length
-        word = text[start:end]
-        if word in self._words and not (
-          self._whole
-          and (
-            text[start - 1 : start].isalnum() or text[end : end + 1].isalnum()
-          )
-        ):
-          found[word] += 1
+    longest = min(max(self._tables, default=0), len(text))
+    for length, hashes in enumerate(_hashes(points, longest), 1):
+      if length in self._tables:
+        hit = self._tables[length][hashes >> np.uint64(64 - _BITS)]
+        for start in np.flatnonzero(hit).tolist():
+          for word in self._words.get(text[start : start + length], ()):
+            if self._stands(text, start, word):
+              found[word] += 1
     return found
 
+  def _stands(self, text: str, start: int, word: str) -> bool:
+    """Returns whether a word is at a place, by itself if it must be."""
+    if not text.startswith(word, start):
+      return False
+    end = start + len(word)
+    around = text[max(0, start - 1) : start], text[end : end + 1]
+    return not (self._whole and any(map(str.isalnum, around)))
 
-def _hashes(points: np.ndarray, length: int) -> np.ndarray:
-  """Returns a hash of every stretch of this length, uint64[n - length + 1]."""
-  count = len(points) - length + 1
-  hashes = np.zeros(count, np.uint64)
-  for place in range(length):
-    hashes = hashes * _FACTOR + points[place : place + count]
-  return hashes
+
+def _hashes(points: np.ndarray, longest: int) -> Iterator[np.ndarray]:
+  """Yields hashes of every stretch of 1, 2, ... characters, uint64."""
+  hashes = np.zeros(len(points), np.uint64)
+  for length in range(1, longest + 1):
+    count = len(points) - length + 1
+    hashes = hashes[:count] * _FACTOR + points[length - 1 :] + _FACTOR
+    yield hashes

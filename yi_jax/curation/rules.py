@@ -61,23 +61,25 @@ Measure = Callable[[Any], float]
 
 def _short_lines(text: Text) -> float:
   short = text.options['short_line']
-  return _mean(len(line) < short for line in text.lines)
+  return _line_share(text, [len(line) < short for line in text.lines])
 
 
 def _consecutive_lines(text: Text) -> float:
-  if len(text.lines) < 2:
-    return 0.0
   alike = [_DIGITS.sub('0', line) for line in text.lines]
-  return _mean(a == b for a, b in zip(alike, alike[1:], strict=False))
+  pairs = zip(alike, alike[1:], strict=False)
+  return _line_share(text, [a == b for a, b in pairs])
 
 
 def _incomplete_lines(text: Text) -> float:
-  return _mean(not line.endswith(_FINISHED) for line in text.lines)
+  ends = [not line.endswith(_FINISHED) for line in text.lines]
+  return _line_share(text, ends)
 
 
-def _mean(flags: Any) -> float:
-  flags = list(flags)
-  return sum(flags) / len(flags) if flags else 0.0
+def _line_share(text: Text, flags: list[bool]) -> float:
+  """Returns a share; of few lines it says nothing and is 0."""
+  if len(text.lines) < text.options['few_lines']:
+    return 0.0
+  return sum(flags) / max(1, len(flags))
 
 
 # Of both languages: what Yi names without numbers (arXiv:2403.04652, 2.1).

@@ -166,6 +166,7 @@ def defaults() -> dict[str, Any]:
   """Returns options and the range of each rule; None is no limit."""
   return {
     'options': {
+      'few_lines': 3,  # below it, rules on shares of lines pass; ours
       'short_line': 10,  # characters, below which a line is short; ours
       'cut_footers': True,  # short lines of a page's footer; ours
       'cut_fragments': False,  # short lines without a mark at the end; ours

@@ -286,6 +286,7 @@ def defaults() -> dict[str, Any]:
   """Returns options and the range of each rule; None is no limit."""
   return {
     'options': {
+      'few_lines': 3,  # below it, rules on shares of lines pass; ours
       'short_line': 30,  # characters, below which a line is short; FineWeb
       'cut_lines': True,  # keep only the lines that C4 keeps
       'line_words': 3,  # words a line has at least; C4
