@@ -55,6 +55,7 @@ def test_prose_passes():
   [
     ('document.characters', 'a', ''),
     ('document.garbled', 'a' * 100 + '\ufffd', 'a' * 98 + '\ufffd' * 2),
+    ('document.lost_marks', 'he hasn"t', 'he hasn"t, says "?we'),
     ('document.digits', 'abcdefg 123', 'abc 123 456'),
     ('document.symbols', 'a, b. c! de fg', 'a, b. ~~~'),
     ('document.short_lines', 'x\n' + 'long line ' * 4, 'x\ny\nz'),

@@ -52,6 +52,7 @@ _TITLE = re.compile(
   r'\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|Inc|Ltd|Co|Corp|No|Gen|'
   r'Sen|Rep|Gov|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)\.\s+(?=\S)'
 )
+_LOST = re.compile(r'[a-z]["?][a-z]|"\?')
 _KNOWN = 4_000_000  # characters after which the vocabulary starts anew
 
 
@@ -228,6 +229,11 @@ def _sentences(line: str) -> int:
   return 1 + max(0, ends)
 
 
+def _lost_marks(text: English) -> float:
+  lost = len(_LOST.findall(text.text))
+  return 1000 * lost / max(1000, len(text.text))
+
+
 def _stop_words(text: English) -> float:
   present = int(np.bitwise_or.reduce(text.flags)) // _STOP
   return present.bit_count()
@@ -252,6 +258,7 @@ def _duplicated(n: int) -> rules.Measure:
 # In the order in which they are asked: what is cheap first.
 TABLE: dict[str, rules.Measure] = {
   **rules.DOCUMENT,
+  'document.lost_marks': _lost_marks,
   'gopher.words': lambda text: len(text.spelled),
   'gopher.mean_word_length': _mean_length,
   'gopher.hashes': lambda text: text.per_word('#'),
@@ -295,6 +302,9 @@ def defaults() -> dict[str, Any]:
     'document': {
       'characters': (1, 2_000_000),  # longer is a dump, not a page; ours
       'garbled': (None, 0.01),  # ours
+      # Marks that became ? or " (haven"t, says "?we) in 1,000 characters: 1 in
+      # 300 clean pages has more, 1 in 6 of the news with broken quotes; ours
+      'lost_marks': (None, 1),
       'digits': (None, 0.3),  # ours
       'symbols': (None, 0.3),  # ours
       'short_lines': (None, 0.67),  # FineWeb
