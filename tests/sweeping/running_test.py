@@ -105,8 +105,13 @@ def test_a_signal_stops_the_place(folder, number, capsys):
     or set(place.working)
   )
   before = signal.getsignal(signal.SIGTERM)
-  with pytest.raises(KeyboardInterrupt):
-    running.run(folder, place, [], at_once=1)
+  # What a shell starts in the background ignores Ctrl-C, tests included.
+  interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      running.run(folder, place, [], at_once=1)
+  finally:
+    signal.signal(signal.SIGINT, interrupt)
   assert place.stopped
   assert '1 running save and leave' in capsys.readouterr().out
   assert signal.getsignal(signal.SIGTERM) is before

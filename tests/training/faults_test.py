@@ -59,6 +59,9 @@ def test_the_first_signal_asks_and_the_second_interrupts(request):
   # An exception inside JAX's hook of the collector would be swallowed there.
   gc.disable()
   request.addfinalizer(gc.enable)
+  # What a shell starts in the background ignores Ctrl-C, tests included.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
   with faults.StopSignal() as stop:
     assert not stop.agreed(1)
     os.kill(os.getpid(), signal.SIGINT)
