@@ -151,7 +151,7 @@ def _bits_per_byte(
   run = jax.jit(nll)
   total = sum(float(run(params, row)) for row in tokens)
   seen = (tokens.shape[1] - 1) / tokens.shape[1]  # the first is not predicted
-  return total / np.log(2) / (size * seen)
+  return float(total / np.log(2) / (size * seen))
 
 
 def _draw(means: dict[str, np.ndarray], path: str) -> None:
