@@ -23,6 +23,7 @@ import jax  # noqa: E402
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 import pathlib  # noqa: E402
+import random  # noqa: E402
 import subprocess  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 
@@ -30,6 +31,30 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
+_WORDS = ('the', 'cat', 'sees', 'a', 'bird', 'under', 'an', 'old', 'tree')
+_TINY_RUN = """
+import ml_collections
+from yi_jax.data import mixtures
+from yi_jax.training import run_config
+
+def get_config():
+  c = run_config.base()
+  mixtures.register_files('en_other_tiny', '{folder}/*.txt')
+  c.data.rates = ml_collections.ConfigDict({{'en_other_tiny': 1.0}})
+  c.data.root = '{folder}/data'
+  c.data.vocabulary_size = 300
+  c.data.length = 16
+  c.data.batch_tokens = 8 * 16
+  c.data.heldout_bytes = 500
+  c.model.overrides.update(dict(
+      vocab_size=300, hidden_size=16, intermediate_size=32,
+      num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+      head_dim=8, max_position_embeddings=16))
+  c.optimizer.warmup_steps = 2
+  c.train.log_every = 1
+  {changes}
+  return c
+"""
 
 
 @pytest.fixture
@@ -56,3 +81,31 @@ def peer(tmp_path: pathlib.Path) -> Callable[..., dict[str, np.ndarray]]:
       return dict(result)
 
   return run
+
+
+@pytest.fixture
+def tiny_run(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pathlib.Path]:
+  """Makes the config file of a very small run, and its rows.
+
+  tiny_run('c.train.steps = 40', ...) adds these lines to it and returns where
+  it is; processes of their own can read it too.
+  """
+  from yi_jax import app, prepare
+  from yi_jax.data import mixtures
+
+  monkeypatch.setattr(mixtures, 'TASKS', dict(mixtures.TASKS))
+
+  def make(*changes: str) -> pathlib.Path:
+    draw = random.Random(0)
+    for number in range(30):
+      words = draw.choices(_WORDS, k=99)
+      (tmp_path / f'{number}.txt').write_text(' '.join(words))
+    path = tmp_path / 'run.py'
+    lines = '\n  '.join(changes)
+    path.write_text(_TINY_RUN.format(folder=tmp_path, changes=lines))
+    prepare.prepare(app.load_config(str(path)))
+    return path
+
+  return make

@@ -4,7 +4,6 @@ import collections
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import socket
@@ -14,53 +13,22 @@ import time
 
 import pytest
 
-from yi_jax import prepare, train
-from yi_jax.data import mixtures
+from yi_jax import train
 from yi_jax.training import faults, metrics
 
-_CONFIG = """
-import ml_collections
-from yi_jax.data import mixtures
-from yi_jax.training import run_config
-
-def get_config():
-  c = run_config.base()
-  mixtures.register_files('en_other_hosts', '{folder}/*.txt')
-  c.data.rates = ml_collections.ConfigDict({{'en_other_hosts': 1.0}})
-  c.data.root = '{folder}/data'
-  c.data.vocabulary_size = 300
-  c.data.length = 16
-  c.data.batch_tokens = 8 * 16
-  c.data.heldout_bytes = 500
-  c.model.overrides.update(dict(
-      vocab_size=300, hidden_size=16, intermediate_size=32,
-      num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-      head_dim=8, max_position_embeddings=16))
-  c.optimizer.learning_rate = 1e-2
-  c.optimizer.warmup_steps = 2
-  c.train.steps = 40
-  c.checkpoint.every = 10
-  c.checkpoint.keep = 9
-  c.train.log_every = 1
-  c.mesh.data = 2
-  return c
-"""
 _NOTHING = {'step': 0, 'starts': 0}
-_WORDS = ('the', 'cat', 'sees', 'a', 'bird', 'under', 'an', 'old', 'tree')
 
 
 @pytest.fixture
-def config_file(tmp_path, monkeypatch):
+def config_file(tiny_run):
   """Returns a config whose rows are made."""
-  monkeypatch.setattr(mixtures, 'TASKS', dict(mixtures.TASKS))
-  draw = random.Random(0)
-  for number in range(30):
-    words = draw.choices(_WORDS, k=99)
-    (tmp_path / f'{number}.txt').write_text(' '.join(words))
-  path = tmp_path / 'run.py'
-  path.write_text(_CONFIG.format(folder=tmp_path))
-  prepare.prepare(_config(path))
-  return path
+  return tiny_run(
+    'c.optimizer.learning_rate = 1e-2',
+    'c.train.steps = 40',
+    'c.checkpoint.every = 10',
+    'c.checkpoint.keep = 9',
+    'c.mesh.data = 2',
+  )
 
 
 def _config(path):

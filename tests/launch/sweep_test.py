@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import random
 import shlex
 import signal
 import subprocess
@@ -15,54 +14,23 @@ import time
 import jax
 import pytest
 
-from yi_jax import app, prepare
-from yi_jax.data import mixtures
+from yi_jax import app
 from yi_jax.sweeping import places
 from yi_jax.training import metrics
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = _ROOT / 'launch/sweep.py'
-_CONFIG = """
-import ml_collections
-from yi_jax.data import mixtures
-from yi_jax.training import run_config
-
-def get_config():
-  c = run_config.base()
-  mixtures.register_files('en_other_sweep', '{folder}/*.txt')
-  c.data.rates = ml_collections.ConfigDict({{'en_other_sweep': 1.0}})
-  c.data.root = '{folder}/data'
-  c.data.vocabulary_size = 300
-  c.data.length = 16
-  c.data.batch_tokens = 8 * 16
-  c.data.heldout_bytes = 500
-  c.model.overrides.update(dict(
-      vocab_size=300, hidden_size=16, intermediate_size=32,
-      num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-      head_dim=8, max_position_embeddings=16))
-  c.optimizer.warmup_steps = 2
-  c.train.steps = 300
-  c.train.log_every = 1
-  c.checkpoint.every = 1000
-  return c
-"""
-_WORDS = ('the', 'cat', 'sees', 'a', 'bird', 'under', 'an', 'old', 'tree')
 _GRID = '--grid=optimizer.learning_rate=1e-2,1e-3'
 _BOTH = ('learning_rate=0.01', 'learning_rate=0.001')
 
 
 @pytest.fixture
-def config_file(tmp_path, monkeypatch):
+def config_file(tiny_run):
   """Returns a config whose rows are made."""
-  monkeypatch.setattr(mixtures, 'TASKS', dict(mixtures.TASKS))
-  draw = random.Random(0)
-  for number in range(30):
-    words = draw.choices(_WORDS, k=99)
-    (tmp_path / f'{number}.txt').write_text(' '.join(words))
-  path = tmp_path / 'run.py'
-  path.write_text(_CONFIG.format(folder=tmp_path))
-  prepare.prepare(app.load_config(str(path)))
-  return path
+  return tiny_run(
+    'c.train.steps = 300',
+    'c.checkpoint.every = 1000',
+  )
 
 
 @pytest.fixture
