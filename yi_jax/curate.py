@@ -20,9 +20,11 @@ from yi_jax.curation import (
   calibration,
   engine,
   explain,
+  learned,
   report,
   running,
   shards,
+  training,
   writing,
 )
 from yi_jax.data import atomic, progress
@@ -71,6 +73,13 @@ flags.DEFINE_boolean(
   'Shows percentiles of the recorded scores, to choose thresholds from.',
   flag_values=FLAGS,
 )
+flags.DEFINE_list(
+  'train',
+  [],
+  'Trains the models of these stages anew, shows their cards, and does nothing '
+  'else: --train=quality,perplexity.',
+  flag_values=FLAGS,
+)
 
 
 def curate(
@@ -80,6 +89,8 @@ def curate(
   sample: int = 0,
 ) -> list[engine.Pass]:
   """Runs the cascade and writes its report and, without `sample`, the data.
+
+  Models of stages that are not there are trained first.
 
   Args:
     config: see experiments/curate.py.
@@ -98,6 +109,7 @@ def curate(
   if '://' not in workdir:
     lock = atomic.locked(pathlib.Path(workdir) / '.lock')
   with lock, progress.explain_full_disk(pathlib.Path(workdir)):
+    training.train_missing(config)
     found = engine.run(config, workdir, machine, sample)
     folder = workdir
     if sample:
@@ -111,9 +123,13 @@ def curate(
 
 
 def main(config: Any) -> None:
-  """Curates, or explains a document."""
+  """Curates, trains the models of stages, or explains a document."""
   if FLAGS.sample < 0 or FLAGS.workers < 0:
     raise ValueError('--sample and --workers are not negative')
+  if FLAGS.train:
+    for card in training.train(config, FLAGS.train):
+      print('\n'.join(learned.page(card)))
+    return
   if FLAGS.explain:
     found, _ = engine.plan(config, FLAGS.workdir, FLAGS.sample)
     for line in explain.story(found, FLAGS.explain):
