@@ -46,12 +46,13 @@ def _environment(programs=''):
   }
 
 
-def _start(config_file, workdir):
+def _start(config_file, workdir, *changes):
   """Starts both processes of a run as users do."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
-  command = [sys.executable, '-m', 'yi_jax.train', f'--config={config_file}']
+  verb = [sys.executable, '-m', 'yi_jax.train']
+  command = [*verb, f'--config={config_file}', f'--workdir={workdir}', *changes]
   places = [
     {
       'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
@@ -63,7 +64,7 @@ def _start(config_file, workdir):
   by_flags = [f'--coordinator=localhost:{port}', '--processes=2', '--process=1']
   return [
     subprocess.Popen(
-      [*command, f'--workdir={workdir}', *(by_flags if index else [])],
+      [*command, *(by_flags if index else [])],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -79,7 +80,7 @@ def _train(config_file, workdir):
   return metrics.read(workdir / 'metrics.jsonl')
 
 
-def test_two_processes_continue_a_run_and_one_continues_theirs(
+def test_two_processes_continue_a_run_over_context_and_one_continues_theirs(
   config_file, tmp_path
 ):
   want = _train(config_file, tmp_path / 'one')
@@ -88,7 +89,9 @@ def test_two_processes_continue_a_run_and_one_continues_theirs(
   first = 'checkpoints/10'
   shutil.copytree(tmp_path / 'one' / first, workdir / first)
   log = workdir / 'metrics.jsonl'
-  processes = _start(config_file, workdir)
+  # Each process has a half of every row.
+  over = ['--config.mesh.data=1', '--config.mesh.context=4']
+  processes = _start(config_file, workdir, *over)
   try:
     while not log.exists() or not metrics.read(log):
       assert processes[0].poll() is None, processes[0].communicate()[0]

@@ -53,7 +53,8 @@ class _Case:
     )
     # A large eps: else the first update is little more than a sign.
     config['optimizer'] |= dict(eps=1e-2, warmup_steps=0, learning_rate=0.1)
-    config['mesh']['strategy'] = self.strategy
+    stages = dict(self.sizes).get('stage', 1)
+    config['mesh'] |= dict(strategy=self.strategy, microbatches=stages)
     return run_config.resolve(config)
 
 
@@ -71,6 +72,8 @@ _CASES = [
   # Rows of 30 tokens, padded to 32.
   _case('context', dict(context=4)),
   _case('context', dict(context=2, tensor=2), heads=(4, 2), tied=True),
+  # Rows cut along their length go through stages as well.
+  _case('pipeline', dict(context=2, stage=2)),
 ]
 _each = pytest.mark.parametrize('case', _CASES, ids=str)
 
@@ -137,7 +140,8 @@ def test_a_device_stores_what_the_report_says(case):
   assert _on_one_device(state.opt_state.nu) == moments
   # And the program takes no more than that, and its rows.
   length = ring.padded(_LENGTH, case.mesh.shape['context'])
-  cut = math.prod(case.mesh.shape[axis] for axis in ('data', 'fsdp', 'context'))
+  over = ('data', 'fsdp', 'context', 'stage')
+  cut = math.prod(case.mesh.shape[axis] for axis in over)
   want = params + 2 * moments + 5 * 4 * _ROWS * length / cut
   memory = update.memory_analysis()
   assert memory.argument_size_in_bytes == pytest.approx(want, rel=0.01)
