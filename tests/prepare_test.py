@@ -16,6 +16,7 @@ import pytest
 
 from yi_jax import prepare
 from yi_jax.data import assembly, atomic, mixtures, prepared, rows, vocabulary
+from yi_jax.training import run_config
 
 # Importing one of these in a process that only trains would cost seconds.
 _LIGHT = """
@@ -98,6 +99,7 @@ def config(tmp_path):
         'batch_tokens': 64,
         'heldout_fraction': 0.01,
         'heldout_bytes': 900,
+        'chat': run_config.defaults()['data']['chat'],
       }
     }
   )

@@ -24,8 +24,6 @@ from yi_jax.data import (
   mixtures,
   prepared,
   progress,
-  raw,
-  vocabulary,
 )
 
 FLAGS = flags.FlagValues()
@@ -71,9 +69,11 @@ def prepare(config: Any, shard: tuple[int, int] = (0, 1)) -> None:
     jobs = {}
     for name, task in texts.tasks.items():
       limit = limits[task.language]
-      key = prepared.rows_key(task.identity(), words.hash, data.length, limit)
+      key = prepared.rows_key(data, task, words.hash, limit)
       folder = prepared.rows_folder(data, name) / key
-      jobs[name] = assembly.Job(name, folder, data.length, limit)
+      jobs[name] = assembly.Job(
+        name, folder, data.length, limit, data.chat.template
+      )
       if prepared.finished_shards(folder):
         progress.tell('rows', f'{name}: there')
       else:
@@ -86,10 +86,10 @@ def prepare(config: Any, shard: tuple[int, int] = (0, 1)) -> None:
 def is_current(data: Any) -> bool:
   """Returns whether everything is there, made from today's raw files."""
   index = prepared.read_index(data)
-  model = prepared.vocabulary_folder(data) / vocabulary.MODEL_FILE
-  if index is None or not model.is_file():
+  if index is None or not prepared.vocabulary_folder(data).exists():
     return False
-  return index['vocabulary_hash'] == raw.sha256(model) and all(
+  words = prepared.open_vocabulary(data)
+  return index['vocabulary_hash'] == words.hash and all(
     entry['identity'] == mixtures.get(name).identity()
     and prepared.finished_shards(
       prepared.rows_folder(data, name) / entry['key']

@@ -20,7 +20,7 @@ from absl import flags
 
 from yi_jax import app, compilation_cache, paths
 from yi_jax.data import loader as data_loader
-from yi_jax.data import prepared, vocabulary
+from yi_jax.data import prepared, tokenizer
 from yi_jax.models import config as model_config
 from yi_jax.serving import generation
 from yi_jax.sharding import mesh as meshes
@@ -151,7 +151,7 @@ def _train(
 
   texts = prepared.open_prepared(config.data, 'train')
   heldout = prepared.open_prepared(config.data, 'heldout')
-  words = vocabulary.load(prepared.vocabulary_folder(config.data))
+  words = prepared.open_vocabulary(config.data)
   if words.size > run.model.vocab_size:
     raise ValueError(
       f'vocabulary {config.data.vocabulary!r} has {words.size} pieces, the '
@@ -417,7 +417,7 @@ def _samples(
   config: ml_collections.ConfigDict,
   run: run_config.Run,
   state: train_state.TrainState,
-  words: vocabulary.Vocabulary,
+  words: tokenizer.Tokenizer,
 ) -> list[dict[str, str]]:
   """Returns how the trained model continues the prompts of the config."""
   prompts = list(config.sample.prompts)

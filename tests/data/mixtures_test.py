@@ -2,7 +2,7 @@
 
 import pytest
 
-from yi_jax.data import mixtures
+from yi_jax.data import chat_sources, mixtures
 
 
 @pytest.fixture(autouse=True)
@@ -13,9 +13,12 @@ def own_tasks(monkeypatch):
 def test_names_tell_language_and_kind():
   for name, task in mixtures.TASKS.items():
     assert name == task.name
-    assert task.kind in mixtures.KINDS
+    assert task.kind in (
+      chat_sources.ABILITIES if task.chat else mixtures.KINDS
+    )
     assert task.language in ('en', 'zh', 'code')
-    assert bool(task.source) + bool(task.tfds) + bool(task.pattern) == 1
+    found = (task.source, task.tfds, task.pattern, task.chat)
+    assert sum(map(bool, found)) == 1
 
 
 def test_every_mixture_reads_tasks_that_are_there():

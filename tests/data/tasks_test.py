@@ -20,6 +20,7 @@ from yi_jax.data import (  # noqa: E402
   tfds_builder,
   vocabulary,
 )
+from yi_jax.training import run_config  # noqa: E402
 
 
 @pytest.fixture
@@ -56,6 +57,7 @@ def config(root):
         'length': 16,
         'heldout_fraction': 0.0,
         'heldout_bytes': 100,
+        'chat': run_config.defaults()['data']['chat'],
       }
     }
   )

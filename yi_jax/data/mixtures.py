@@ -1,8 +1,9 @@
 """Tasks (one a source) and mixtures of them, as plain tables.
 
-A task is named `{language}_{kind}_{source}`, as in en_books_plays. `tasks.py`
-puts the same tasks and mixtures into seqio's registry; what only needs names
-and rates reads them here, without TensorFlow.
+A task is named `{language}_{kind}_{source}`, as in en_books_plays; one of
+conversations has the ability it teaches for a kind, as in zh_math_chalkbase.
+`tasks.py` puts the same tasks and mixtures into seqio's registry; what only
+needs names and rates reads them here, without TensorFlow.
 
 A rate is a share of the rows that training reads, in tokens therefore, as rows
 are full. Rates need not sum to one.
@@ -14,7 +15,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 from yi_jax import paths, spelling
-from yi_jax.data import files, sources
+from yi_jax.data import chat_sources, files, sources
 
 # Tokens of Yi's pretraining data by kind, in units of 0.1 B, read off the chart
 # of its report (figure 2); the split between languages could not be read.
@@ -30,7 +31,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One source of documents. One of source, tfds and pattern is set.
+  """One source of documents. One of source, tfds, pattern and chat is set.
 
   Attributes:
     name: language_kind_source.
@@ -39,6 +40,7 @@ class Task:
     split: of that data set.
     pattern: glob of files, see `files`.
     column: field of those files that holds the text.
+    chat: key of `chat_sources.SOURCES`, or glob of files of conversations.
     megabytes: of text, about; what tasks of one kind and language share by.
   """
 
@@ -48,6 +50,7 @@ class Task:
   split: str = 'train'
   pattern: str = ''
   column: str = 'text'
+  chat: str = ''
   megabytes: float = 1.0
 
   @property
@@ -57,13 +60,17 @@ class Task:
 
   @property
   def kind(self) -> str:
-    """One of KINDS."""
+    """One of KINDS, or of chat_sources.ABILITIES."""
     return self.name.split('_')[1]
 
   def identity(self) -> str:
     """Returns a string that changes when the documents of this task do."""
     if self.source:
       return sources.identity(self.source)
+    if self.chat in chat_sources.SOURCES:
+      return chat_sources.identity(self.chat)
+    if self.chat:
+      return files.identity(self.chat, 'conversations')
     if self.tfds:
       return f'tfds {self.tfds} {self.split}'
     return files.identity(self.pattern, self.column)
@@ -122,7 +129,17 @@ _LARGE = (
   ),
 )
 
-TASKS = {task.name: task for task in (*_local_tasks(), *_LARGE)}
+
+def _chat_tasks() -> Iterable[Task]:
+  for key, source in chat_sources.SOURCES.items():
+    yield Task(
+      f'{source.language}_{source.ability}_{key.partition("_")[2]}',
+      chat=key,
+      megabytes=source.megabytes,
+    )
+
+
+TASKS = {task.name: task for task in (*_local_tasks(), *_LARGE, *_chat_tasks())}
 
 
 def get(name: str) -> Task:
@@ -147,9 +164,33 @@ def register_files(name: str, pattern: str, column: str = 'text') -> Task:
     ValueError: if the name has another form, or is taken by another task.
   """
   check_name(name)
-  task = Task(name, pattern=pattern, column=column)
-  if TASKS.setdefault(name, task) != task:
-    raise ValueError(f'task {name!r} is there already and reads other data')
+  return _add(Task(name, pattern=pattern, column=column))
+
+
+def register_chats(name: str, pattern: str) -> Task:
+  """Adds a task of your own conversations; call it in a config file.
+
+  Example: register_chats('en_writing_mine', '/disk/polished/*.jsonl')
+
+  Args:
+    name: language_ability_source, see chat_sources.ABILITIES.
+    pattern: glob of files in one of the layouts of `conversations`. A relative
+      one starts at the repository.
+
+  Raises:
+    ValueError: if the name has another form, or is taken by another task.
+  """
+  check_name(name, chat_sources.ABILITIES)
+  if pattern in chat_sources.SOURCES:
+    raise ValueError(f'{pattern!r} is a source, and no glob of files')
+  return _add(Task(name, chat=pattern))
+
+
+def _add(task: Task) -> Task:
+  if TASKS.setdefault(task.name, task) != task:
+    raise ValueError(
+      f'task {task.name!r} is there already and reads other data'
+    )
   return task
 
 
@@ -185,12 +226,12 @@ def register_curated(folder: str) -> dict[str, float]:
   return dict(rates)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, kinds: Iterable[str] = tuple(KINDS)) -> None:
   """Raises ValueError unless a name is language_kind_source."""
   parts = name.split('_', 2)
-  if len(parts) != 3 or parts[1] not in KINDS:
+  if len(parts) != 3 or parts[1] not in kinds:
     raise ValueError(
-      f'a task is named language_kind_source, kind being one of {list(KINDS)}, '
+      f'a task is named language_kind_source, kind being one of {list(kinds)}, '
       f'not {name!r}'
     )
 
@@ -244,6 +285,19 @@ MIXTURES = {
   # TFDS has code, papers or books of that size: add files of your own with
   # register_files, and share all of them with by_kind.
   'yi_pretrain': by_kind(task.name for task in _LARGE),
+  # Conversations. Ours: both languages about the same, the abilities that have
+  # longer answers more often.
+  'chat': {
+    'en_instruction_alpaca': 0.25,
+    'zh_instruction_alpaca': 0.25,
+    'zh_math_chalkbase': 0.15,
+    'zh_translation_cedict': 0.05,
+    'en_knowledge_chatterbot': 0.05,
+    'zh_knowledge_chatterbot': 0.05,
+    'en_dialogue_chitchat': 0.1,
+    'en_tools_glaive': 0.05,
+    'zh_tools_glaive': 0.05,
+  },
 }
 
 

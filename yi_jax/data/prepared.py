@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from yi_jax import paths
-from yi_jax.data import mixtures, rows, vocabulary
+from yi_jax.data import chat_packing, chatml, mixtures, rows, tokenizer
 
 SPLITS = ('train', 'heldout')
 _FORMAT = 1  # of the rows and their key
@@ -74,11 +74,10 @@ def open_prepared(data: Any, split: str) -> Prepared:
       'make them with\n  python -m yi_jax.prepare --config=... (the same '
       'config and --config.data flags)'
     )
-  file = vocabulary_folder(data) / vocabulary.MODEL_FILE
-  digest = hashlib.sha256(file.read_bytes()).hexdigest()
-  if digest != index['vocabulary_hash']:
+  if open_vocabulary(data).hash != index['vocabulary_hash']:
     raise ValueError(
-      f'{file} has changed since the rows were made; run yi_jax.prepare again'
+      f'{vocabulary_folder(data)} has changed since the rows were made; run '
+      'yi_jax.prepare again'
     )
   readers, sizes = {}, {}
   for name, entry in index['tasks'].items():
@@ -89,6 +88,9 @@ def open_prepared(data: Any, split: str) -> Prepared:
         'yi_jax.prepare again'
       )
     reader = rows.RowReader([shard / split for shard in shards])
+    per_sample = split == 'train' and data.chat.weigh == 'sample'
+    if per_sample and mixtures.get(name).chat:
+      reader = chat_packing.PerSample(reader)
     if len(reader):
       readers[name] = reader
     sizes[name] = entry[split]['bytes']
@@ -149,7 +151,19 @@ def root(data: Any) -> pathlib.Path:
 
 def vocabulary_folder(data: Any) -> pathlib.Path:
   """Returns where the vocabulary of a config is or will be."""
+  if is_imported(data):
+    return pathlib.Path(paths.in_repository(data.vocabulary))
   return root(data) / 'vocabularies' / data.vocabulary
+
+
+def is_imported(data: Any) -> bool:
+  """Returns whether the vocabulary is that of a checkpoint, named by path."""
+  return '/' in data.vocabulary or data.vocabulary.endswith('.gguf')
+
+
+def open_vocabulary(data: Any) -> tokenizer.Tokenizer:
+  """Returns the vocabulary of a config; see `tokenizer.open_tokenizer`."""
+  return tokenizer.open_tokenizer(vocabulary_folder(data))
 
 
 def rows_folder(data: Any, task: str) -> pathlib.Path:
@@ -168,11 +182,14 @@ def wanted(data: Any) -> dict[str, Any]:
   It is known where the raw files are not, as on a pod that only trains; their
   identities are inside the index, and `prepare` compares them.
   """
+  found = tasks(data)
+  chats = {name: task.chat for name, task in found.items() if task.chat}
   return {
     'format': _FORMAT,
+    **({'chats': chats, **chat_facts(data)} if chats else {}),
     'reads': {
       name: (task.source, task.tfds, task.split, task.pattern, task.column)
-      for name, task in tasks(data).items()
+      for name, task in found.items()
     },
     'vocabulary': data.vocabulary,
     'vocabulary_size': data.vocabulary_size,
@@ -193,11 +210,36 @@ def survey_path(data: Any, task: str, identity: str) -> pathlib.Path:
   return rows_folder(data, task) / f'survey-{_key(identity)}.npz'
 
 
+def chat_facts(data: Any) -> dict[str, Any]:
+  """Returns what decides the rows of conversations beside their text.
+
+  Raises:
+    ValueError: for a template or a weight that there is not.
+  """
+  if data.chat.weigh not in chat_packing.WEIGHTS:
+    raise ValueError(
+      f'data.chat.weigh is one of {", ".join(chat_packing.WEIGHTS)}, not '
+      f'{data.chat.weigh!r}'
+    )
+  chatml.get(data.chat.template)
+  return {
+    'template': data.chat.template,
+    'skip_invalid': data.chat.skip_invalid,
+  }
+
+
 def rows_key(
-  identity: str, vocabulary_hash: str, length: int, heldout_limit: int
+  data: Any, task: mixtures.Task, vocabulary_hash: str, heldout_limit: int
 ) -> str:
-  """Returns the key of a task's rows; identity is `mixtures.Task.identity`."""
-  return _key([_FORMAT, identity, vocabulary_hash, length, heldout_limit])
+  """Returns the key of a task's rows."""
+  facts = [
+    _FORMAT,
+    task.identity(),
+    vocabulary_hash,
+    data.length,
+    heldout_limit,
+  ]
+  return _key([*facts, chat_facts(data)] if task.chat else facts)
 
 
 def heldout_folder(data: Any, keys: Mapping[str, str]) -> pathlib.Path:

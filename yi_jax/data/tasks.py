@@ -16,6 +16,7 @@ handed to it as a whole, which is meant for small sources; `prepare` streams.
 
 import collections
 import functools
+import itertools
 import pathlib
 from collections.abc import Iterator
 
@@ -25,10 +26,14 @@ import tensorflow as tf
 
 from yi_jax import paths
 from yi_jax.data import (
+  chat_sources,
+  chatml,
+  conversations,
   files,
   mixtures,
   sources,
   tfds_builder,
+  tokenizer,
   vocabulary,
 )
 
@@ -125,7 +130,9 @@ class FileSource(seqio.DataSource):
 
 
 def register(
-  root: pathlib.Path | str = 'data', vocabulary_name: str = 'quickstart'
+  root: pathlib.Path | str = 'data',
+  vocabulary_name: str = 'quickstart',
+  template: str = 'chatml',
 ) -> None:
   """Puts every task and mixture into seqio's registry, again if need be.
 
@@ -134,6 +141,7 @@ def register(
   Args:
     root: data root; a relative one starts at the repository.
     vocabulary_name: folder below ROOT/vocabularies, read when it is needed.
+    template: format of conversations, see `chatml`.
   """
   root = pathlib.Path(paths.in_repository(str(root)))
   model = root / 'vocabularies' / vocabulary_name / vocabulary.MODEL_FILE
@@ -150,6 +158,9 @@ def register(
     seqio.MixtureRegistry.remove(name)
   _registered.clear()
   for task in mixtures.TASKS.values():
+    if task.chat:
+      _add_chats(task, root / 'raw', model, template)
+      continue
     seqio.TaskRegistry.add(
       task.name,
       source=_source(task, root / 'tfds'),
@@ -168,6 +179,89 @@ def register(
   for name, rates in mixtures.MIXTURES.items():
     seqio.MixtureRegistry.add(name, list(rates.items()))
     _registered.add(name)
+
+
+class ChatSource(seqio.DataSource):
+  """Conversations as token ids, and which of them the assistant wrote."""
+
+  def __init__(
+    self,
+    chat: str,
+    raw_directory: pathlib.Path,
+    model: pathlib.Path,
+    template: str,
+  ) -> None:
+    """Takes `mixtures.Task.chat`, raw packages, a tokenizer, a format."""
+    self._chat, self._raw, self._model = chat, raw_directory, model
+    self._template = chatml.get(template)
+    super().__init__(splits=('train',))
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """Whether any number of shards is fine."""
+    return True
+
+  def get_dataset(
+    self,
+    split: str = 'train',
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    **unused: object,
+  ) -> tf.data.Dataset:
+    """Returns conversations, dicts of targets and loss_weights (0 or 1)."""
+    _check_split(split)
+    words = tokenizer.open_tokenizer(self._model)
+    if self._chat in chat_sources.SOURCES:
+      found = chat_sources.read(self._chat, self._raw)
+    else:
+      found = conversations.read(self._chat)
+    index, count = _shard(shard_info)
+    rendered = [
+      chatml.render(self._template, messages, words)
+      for messages in itertools.islice(found, index, None, count)
+    ]
+    if shuffle:
+      np.random.default_rng(seed).shuffle(rendered)
+    columns = {
+      'targets': [one.ids for one in rendered],
+      'loss_weights': [list(map(int, one.learned)) for one in rendered],
+    }
+    return tf.data.Dataset.from_tensor_slices(
+      {
+        name: tf.ragged.constant(values, tf.int32, ragged_rank=1)
+        for name, values in columns.items()
+      }
+    )
+
+  def num_input_examples(self, split: str) -> None:
+    """Returns None: counting means reading."""
+
+  def list_shards(self, split: str) -> list[str]:
+    """Returns one name."""
+    return [f'{self._chat}/{split}']
+
+
+def _add_chats(
+  task: mixtures.Task,
+  raw_directory: pathlib.Path,
+  model: pathlib.Path,
+  template: str,
+) -> None:
+  """Registers a task of conversations; nothing is added to what they hold."""
+  words = seqio.SentencePieceVocabulary(str(model))
+  ids = seqio.Feature(words, add_eos=False, dtype=tf.int32)
+  marks = seqio.PassThroughVocabulary(2)
+  seqio.TaskRegistry.add(
+    task.name,
+    source=ChatSource(task.chat, raw_directory, model, template),
+    preprocessors=[seqio.CacheDatasetPlaceholder()],
+    output_features={
+      'targets': ids,
+      'loss_weights': seqio.Feature(marks, add_eos=False, dtype=tf.int32),
+    },
+  )
+  _registered.add(task.name)
 
 
 def texts(

@@ -70,7 +70,8 @@ def defaults() -> dict[str, Any]:
       # tokens counted over the whole run. A stage reads nothing but its tasks.
       'stages': (),
       # Folder name below ROOT/vocabularies, and its size in pieces when
-      # `prepare` has to train it.
+      # `prepare` has to train it. Or a path with a '/': the tokenizer of that
+      # checkpoint (folder or .gguf), its size being 0 here or what it has.
       'vocabulary': 'quickstart',
       'vocabulary_size': 8192,
       # Tokens a row.
@@ -81,6 +82,16 @@ def defaults() -> dict[str, Any]:
       # so many bytes a language.
       'heldout_fraction': 0.01,
       'heldout_bytes': 200_000,
+      # Tasks of conversations.
+      'chat': {
+        # Their format, one of yi_jax.data.chatml.TEMPLATES.
+        'template': 'chatml',
+        # What counts the same in the loss: each 'token' that the assistant
+        # wrote, or each 'sample', however long its answers are.
+        'weigh': 'token',
+        # Leaves out records that are no conversations instead of stopping.
+        'skip_invalid': False,
+      },
     },
     'optimizer': {
       # Peak rate of AdamW.
