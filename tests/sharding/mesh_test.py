@@ -193,3 +193,24 @@ def test_every_mesh_equals_one_device(sizes):
   assert jax.tree.leaves(got[1])[0].sharding.mesh.size == 4
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_a_mesh_that_cuts_an_axis_of_the_machine_is_arranged():
+  # 4 x 8 chips without wrap-around, asked for as 16 x 2.
+  chips = [
+    types.SimpleNamespace(
+      platform='tpu',
+      device_kind='TPU v6 lite',
+      process_index=0,
+      id=8 * x + y,
+      coords=(x, y, 0),
+      core_on_chip=0,
+    )
+    for x in range(4)
+    for y in range(8)
+  ]
+  found = mesh_lib.arrange((1, 16, 2), ('data', 'fsdp', 'tensor'), chips)
+  assert found.shape == (1, 16, 2)
+  assert sorted(d.id for d in found.flat) == list(range(32))
+  for a, b in found[0]:
+    assert sum(abs(i - j) for i, j in zip(a.coords, b.coords, strict=True)) == 1

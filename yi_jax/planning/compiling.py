@@ -287,7 +287,8 @@ def _mesh(topology: topologies.Topology, sizes: dict[str, int]) -> Any:
   else:
     devices = jax.devices()
   auto = (jax.sharding.AxisType.Auto,) * len(mesh_lib.AXES)
-  return jax.make_mesh(shape, mesh_lib.AXES, axis_types=auto, devices=devices)
+  placed = mesh_lib.arrange(shape, mesh_lib.AXES, devices)
+  return jax.sharding.Mesh(placed, mesh_lib.AXES, axis_types=auto)
 
 
 def _group(

@@ -12,10 +12,11 @@ told by the tables of rules.py.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from yi_jax import spelling
@@ -87,10 +88,36 @@ def make_mesh(
   # of the device list, are for them.
   shape, names = (stages, *others), ('stage', *AXES[:-1])
   if devices is None:
-    placed = jax.make_mesh(shape, names, axis_types=auto).devices
+    placed = arrange(shape, names, jax.devices())
   else:
     placed = np.asarray(devices).reshape(shape)
   return jax.sharding.Mesh(np.moveaxis(placed, 0, -1), AXES, axis_types=auto)
+
+
+def arrange(
+  shape: tuple[int, ...],
+  names: tuple[str, ...],
+  devices: Sequence[jax.Device],
+) -> np.ndarray:
+  """Returns devices so that neighbours along an axis are near each other.
+
+  jax wants each axis to be whole axes of the machine first; 16 x 2 on a slice
+  of 4 x 8 is not, and there an axis of the machine is cut.
+
+  Args:
+    shape: of the mesh.
+    names: of its axes.
+    devices: all of them.
+  """
+  auto = (AxisType.Auto,) * len(names)
+  try:
+    return jax.make_mesh(
+      shape, names, axis_types=auto, devices=devices
+    ).devices
+  except NotImplementedError:
+    return mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
 
 
 def row_group(
