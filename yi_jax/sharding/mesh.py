@@ -111,9 +111,7 @@ def arrange(
   """
   auto = (AxisType.Auto,) * len(names)
   try:
-    return jax.make_mesh(
-      shape, names, axis_types=auto, devices=devices
-    ).devices
+    return jax.make_mesh(shape, names, axis_types=auto, devices=devices).devices
   except NotImplementedError:
     return mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
