@@ -1,5 +1,6 @@
 """The launcher of the verbs: overrides, paths, and one line for bad input."""
 
+import importlib.util
 import os
 
 import pytest
@@ -155,3 +156,27 @@ def test_relative_paths_start_at_the_repository(monkeypatch, tmp_path):
   assert paths.in_repository('/a/b') == '/a/b'
   assert paths.in_repository('gs://b/c') == 'gs://b/c'
   assert paths.in_caller('runs') == os.path.join(os.getcwd(), 'runs')
+
+
+@pytest.mark.parametrize(
+  ('installed', 'device', 'wanted'),
+  [
+    (True, False, 'cpu'),
+    (True, True, None),
+    (False, False, None),
+  ],
+)
+def test_jax_looks_for_no_tpu_where_only_its_compiler_is(
+  installed, device, wanted, tmp_path, monkeypatch
+):
+  if installed:
+    (tmp_path / 'libtpu.py').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+  else:
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  if device:
+    (tmp_path / 'accel0').touch()
+  monkeypatch.setattr(app, '_ACCELERATORS', (f'{tmp_path}/accel*',))
+  monkeypatch.delenv('JAX_PLATFORMS')
+  _run(needs_config=False)
+  assert os.environ.get('JAX_PLATFORMS') == wanted

@@ -20,6 +20,7 @@ Keys of the config are changed with `--config.section.key=value`. A flag named
 `workdir` comes out absolute, and as runs/NAME of the config when not given.
 """
 
+import glob
 import importlib.util
 import os
 import re
@@ -38,6 +39,11 @@ from yi_jax import paths, spelling
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code, as shells have it for Ctrl-C
+# Where Linux shows TPUs (of two generations), then GPUs of NVIDIA, AMD and WSL.
+_ACCELERATORS = (
+  *('/dev/accel*', '/dev/vfio/*'),
+  *('/dev/nvidia*', '/dev/kfd', '/dev/dxg'),
+)
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
@@ -117,6 +123,7 @@ def run(
   # A script of launch/ has no module name.
   verb = f'python {f"-m {spec.name}" if spec else os.path.relpath(sys.argv[0])}'
   logging.set_verbosity(logging.WARNING)  # Orbax tells every step otherwise
+  _look_for_no_tpu()
   if {'--help', '-h', '-help'} & set(argv):
     print(_help(module, flag_values, f'{verb} {example}', needs_config))
     return 0
@@ -149,6 +156,21 @@ def run(
       traceback.print_exc()
     print(f'error: {error}{_keep_traceback(workdir)}', file=sys.stderr)
     return BAD_INPUT
+
+
+def _look_for_no_tpu() -> None:
+  """Keeps JAX to the CPU of a machine with libtpu and no accelerator at all.
+
+  `plan` compiles with libtpu; where it is installed JAX looks for a TPU at every
+  start, for seconds and with warnings. Whoever sets JAX_PLATFORMS is obeyed.
+  """
+  if 'JAX_PLATFORMS' in os.environ or not importlib.util.find_spec('libtpu'):
+    return
+  if any(glob.glob(pattern) for pattern in _ACCELERATORS):
+    return
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # for processes that this one starts
+  if 'jax' in sys.modules:  # it has read the variable already
+    sys.modules['jax'].config.update('jax_platforms', 'cpu')
 
 
 def _keep_traceback(workdir: str | None) -> str:
