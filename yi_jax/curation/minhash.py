@@ -460,13 +460,17 @@ class MinHash(stage.GlobalStage):
     jaccard, partitions = self.config['jaccard'], self.config['partitions']
 
     def work(element: Any) -> Iterator[tables.Table]:
-      both = {side: shuffle.gather(rows) for side, rows in element[1].items()}
+      both = {
+        side: shuffle.gather(rows, names[side])
+        for side, rows in element[1].items()
+      }
       if both['pairs']:
         yield verify(both['pairs'], both['sets'], jaccard)
 
+    names = {'pairs': 'minhash: pairs again', 'sets': 'minhash: send sets'}
     sides = {
-      'pairs': shuffle.send(pairs, 'minhash: pairs again', 'home', partitions),
-      'sets': shuffle.send(found, 'minhash: send sets', 'home', partitions),
+      side: shuffle.send(rows, names[side], 'home', partitions)
+      for side, rows in (('pairs', pairs), ('sets', found))
     }
     grouped = sides | 'minhash: meet' >> beam.CoGroupByKey()
     return grouped | 'minhash: verify' >> beam.FlatMap(work)

@@ -2,29 +2,23 @@
 
 The same functions over the same files either way. On one machine a pass over
 shards needs no Beam, and a pool hands out shards as workers become free; what
-has to see all documents is a Beam pipeline everywhere.
+has to see all documents is a Beam pipeline everywhere, here by `local_runner`.
 """
 
-import concurrent.futures
+import collections
 import contextlib
 import logging
-import multiprocessing
-import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import process
 from typing import Any
 
 from etils import epath
 
-from yi_jax.curation import cascade, documents, passes, shards
+from yi_jax.curation import cascade, documents, passes, pool, shards
+from yi_jax.data import progress
 
 LOCAL = 'local'  # runner: this machine
-
-_BEAM_WORKER = 'apache_beam.runners.worker.sdk_worker_main'
-_TICK = 5  # seconds between two looks at the pool
 
 # (shard, its file, batch): what a pipeline hands around instead of documents.
 Reference = tuple[int, str, int]
@@ -60,32 +54,8 @@ def each(
     with pipeline(runner, workers, beam_flags) as made:
       _ = made | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(function)
     return
-  if workers == 1:
-    for job in jobs:
-      function(job)
-      tell(job)
-    return
-  # Fresh processes: a fork of one that has threads may hang.
-  context = multiprocessing.get_context('spawn')
-  with process.ProcessPoolExecutor(workers, context) as pool:
-    waiting = {pool.submit(function, job): job for job in jobs}
-    try:
-      while waiting:
-        done, _ = concurrent.futures.wait(
-          waiting, _TICK, concurrent.futures.FIRST_COMPLETED
-        )
-        for future in done:
-          job = waiting.pop(future)
-          future.result()
-          tell(job)
-        tell(None)
-    except process.BrokenProcessPool as error:
-      raise OSError(
-        'a worker process was killed, for want of memory perhaps: take fewer '
-        '--workers and start again; what was finished is kept'
-      ) from error
-    finally:
-      pool.shutdown(wait=True, cancel_futures=True)
+  with pool.Pool(workers) as workers_pool:
+    workers_pool.each(function, jobs, lambda job, _: tell(job))
 
 
 class Stored:
@@ -165,12 +135,13 @@ def shuffle(
   with _quiet():
     import apache_beam as beam
 
-  log = os.devnull if '://' in folder else f'{folder}/workers.log'
-  with pipeline(runner, workers, beam_flags, log) as made:
+  spilled = None if '://' in folder else f'{folder}/shuffle'
+  with pipeline(runner, workers, beam_flags, spilled, _teller(name)) as made:
     # Nothing to fuse with: else one worker would read all that Create lists.
     created = made | beam.Create(list(references)) | beam.Reshuffle()
     batches = cascade.make(name, config).expand(Stored(created))
     _ = batches | 'WriteParts' >> beam.Map(_write_part, folder, name)
+  _check(name, _counters(made.result))
   lost = [r for r in references if not part_path(folder, (r[0], r[2])).exists()]
   if lost:
     raise ValueError(
@@ -179,9 +150,51 @@ def shuffle(
     )
 
 
+def _counters(result: Any) -> dict[tuple[str, str], int]:
+  """Returns (namespace, name) -> value of the counters of a pipeline."""
+  if hasattr(result, 'counters'):
+    return result.counters
+  try:
+    metrics = result.metrics().query()['counters']
+  except NotImplementedError:  # by that runner
+    return {}
+  found = collections.Counter()
+  for metric in metrics:
+    key = metric.key.metric.namespace, metric.key.metric.name
+    found[key] += metric.result or 0
+  return dict(found)
+
+
+def _check(name: str, counters: dict[tuple[str, str], int]) -> None:
+  """Raises ValueError if rows were lost; says what else counters tell."""
+  from yi_jax.curation import shuffle as exchanges
+
+  for exchange, (missing, sent) in exchanges.lost(counters).items():
+    raise ValueError(
+      f'{name}: {missing:,} of {sent:,} rows of the exchange {exchange!r} did '
+      'not arrive: the runner lost them; start again, with another --runner if '
+      'it does that once more'
+    )
+  unsettled = counters.get(('components', 'unsettled'), 0)
+  if unsettled:
+    progress.tell(
+      'note',
+      f'{name}: {unsettled:,} documents are tied to more than one group, so '
+      f'some copies stay: raise {name}.rounds',
+    )
+
+
+def _teller(name: str) -> Callable[[str], None]:
+  return lambda line: progress.tell('running', f'{name}: {line}')
+
+
 @contextlib.contextmanager
 def pipeline(
-  runner: str, workers: int, beam_flags: str, log: str = os.devnull
+  runner: str,
+  workers: int,
+  beam_flags: str,
+  folder: str | None = None,
+  tell: Callable[[str], None] | None = None,
 ) -> Iterator[Any]:
   """Yields a Beam pipeline that runs when the block ends.
 
@@ -189,32 +202,24 @@ def pipeline(
     runner: LOCAL, or the name of a Beam runner.
     workers: processes on this machine.
     beam_flags: options of the runner, as on a command line.
-    log: file that gets what worker processes of this machine say.
+    folder: of the shuffles on this machine; None is a temporary one.
+    tell: is called with how far it is, on this machine.
 
   Raises:
-    ValueError: if a stage refused something in a worker.
+    ValueError: if a stage refused something in a worker, or rows were lost.
     OSError: if a worker met one, on a full disk say.
   """
   with _quiet():
     import apache_beam as beam
     from apache_beam.options import pipeline_options
-    from apache_beam.runners.portability import fn_api_runner
-    from apache_beam.transforms import environments
 
-  flags = shlex.split(beam_flags)
+    from yi_jax.curation import local_runner
+
+  chosen, flags = runner, shlex.split(beam_flags)
   if runner == LOCAL:
-    environment = None  # threads of this process
-    if workers > 1:
-      command = [sys.executable, '-m', _BEAM_WORKER]
-      environment = environments.SubprocessSDKEnvironment.from_command_string(
-        f'exec {shlex.join(command)} 2>>{shlex.quote(log)}'
-      )
-    # By name it might fetch the binary of another runner first.
-    chosen = fn_api_runner.FnApiRunner(environment)
-    flags.append(f'--direct_num_workers={workers}')
+    chosen = local_runner.LocalRunner(workers, folder, tell)
   else:
-    chosen = runner
-  flags.append('--default_sdk_harness_log_level=ERROR')
+    flags.append('--default_sdk_harness_log_level=ERROR')
   options = pipeline_options.PipelineOptions(flags)
   try:
     with _quiet(), beam.Pipeline(runner=chosen, options=options) as made:

@@ -4,9 +4,14 @@ What moves is tables of hashes (see `tables`), cut by a key into partitions: an
 element of a shuffle is (partition, packed table) with thousands of rows, so
 Beam's cost an element vanishes. What a stage decided about documents comes
 back to their batches through a multimap, one entry a batch.
+
+Every exchange counts the rows it was given and those that arrived. `lost` tells
+where they differ, on whatever runner.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -20,12 +25,38 @@ Reduce = Callable[[tables.Table], Iterable[tables.Table]]
 
 _BYTES = 4 << 20  # of tables, after which a worker sends what it has gathered
 
+# Namespaces of the counters of rows; their names are those of the exchanges.
+_SENT, _ARRIVED = 'rows sent', 'rows arrived'
+
+
+def _count(namespace: str, name: str, table: tables.Table) -> None:
+  if table:
+    counter = beam.metrics.Metrics.counter(namespace, name)
+    counter.inc(tables.rows(table))
+
+
+def lost(counters: Mapping[tuple[str, str], int]) -> dict[str, tuple[int, int]]:
+  """Returns exchange -> rows that did not arrive and rows sent, where any did.
+
+  Args:
+    counters: (namespace, name) -> value, of a pipeline that is done.
+  """
+  found = collections.Counter()
+  for (namespace, name), value in counters.items():
+    if namespace in (_SENT, _ARRIVED):
+      found[name] += value if namespace == _SENT else -value
+  return {
+    name: (missing, counters[_SENT, name])
+    for name, missing in sorted(found.items())
+    if missing > 0
+  }
+
 
 class _Split(beam.DoFn):
   """Gathers tables and cuts them by the partitions of a key."""
 
-  def __init__(self, key: str, partitions: int) -> None:
-    self._key, self._partitions = key, partitions
+  def __init__(self, name: str, key: str, partitions: int) -> None:
+    self._name, self._key, self._partitions = name, key, partitions
 
   def start_bundle(self) -> None:
     self._gathered, self._size = [], 0
@@ -46,6 +77,7 @@ class _Split(beam.DoFn):
   def _flush(self) -> Iterator[tuple[int, bytes]]:
     gathered = tables.concatenate(self._gathered)
     self._gathered, self._size = [], 0
+    _count(_SENT, self._name, gathered)
     if gathered:
       for home, part in tables.split(gathered, self._key, self._partitions):
         yield home, tables.pack(part)
@@ -61,34 +93,44 @@ def send(rows: Any, name: str, key: str, partitions: int) -> Any:
     partitions: the keys are cut into.
 
   Returns:
-    PCollection of (partition, packed table), several for each partition.
+    PCollection of (partition, packed table), several for each partition;
+    `gather` of the same name takes them.
   """
-  split = beam.ParDo(_Split(key, partitions))
+  split = beam.ParDo(_Split(name, key, partitions))
   return rows | name >> split.with_output_types(tuple[int, bytes])
 
 
 def exchange(rows: Any, name: str, key: str, partitions: int) -> Any:
   """Brings rows of equal keys together: (partition, packed tables)."""
-  sent = send(rows, f'{name}: split', key, partitions)
+  sent = send(rows, name, key, partitions)
   return sent | f'{name}: group' >> beam.GroupByKey()
 
 
-def gather(packed: Iterable[bytes]) -> tables.Table:
-  """Returns the rows of packed tables as one; {} for none."""
-  return tables.concatenate(map(tables.unpack, packed))
+def gather(packed: Iterable[bytes], name: str) -> tables.Table:
+  """Returns the rows of packed tables as one; {} for none.
+
+  Args:
+    packed: tables that one exchange brought together.
+    name: of the exchange.
+  """
+  table = tables.concatenate(map(tables.unpack, packed))
+  _count(_ARRIVED, name, table)
+  return table
 
 
 class _Rounds(_Split):
   """Applies a function to a partition and cuts the outcome by the key again."""
 
-  def __init__(self, key: str, partitions: int, function: Reduce) -> None:
-    super().__init__(key, partitions)
-    self._function = function
+  def __init__(
+    self, before: str, name: str, key: str, partitions: int, function: Reduce
+  ) -> None:
+    super().__init__(name, key, partitions)
+    self._before, self._function = before, function
 
   def process(
     self, element: tuple[int, Iterable[bytes]]
   ) -> Iterator[tuple[int, bytes]]:
-    for table in self._function(gather(element[1])):
+    for table in self._function(gather(element[1], self._before)):
       yield from super().process(table)
 
 
@@ -113,27 +155,45 @@ def reduce(
     PCollection of the tables that the last function returns.
   """
 
-  def work(element: tuple[int, Iterable[bytes]]) -> Iterable[tables.Table]:
-    return functions[-1](gather(element[1]))
-
-  grouped = exchange(rows, name, key, partitions)
+  grouped, last = exchange(rows, name, key, partitions), name
   for number, function in enumerate(functions[:-1], 1):
-    again = beam.ParDo(_Rounds(key, partitions, function))
+    step = f'{name}: step {number}'
+    again = beam.ParDo(_Rounds(last, step, key, partitions, function))
     grouped = (
       grouped
-      | f'{name}: step {number}' >> again.with_output_types(tuple[int, bytes])
+      | step >> again.with_output_types(tuple[int, bytes])
       | f'{name}: group {number}' >> beam.GroupByKey()
     )
+    last = step
+
+  def work(element: tuple[int, Iterable[bytes]]) -> Iterable[tables.Table]:
+    return functions[-1](gather(element[1], last))
+
   return grouped | f'{name}: reduce' >> beam.FlatMap(work)
 
 
-def to_batches(rows: Any, name: str, partitions: int) -> Any:
-  """Returns rows by their column `place`, as a side input for `visit`."""
+@dataclasses.dataclass(frozen=True)
+class ByBatch:
+  """Rows that `visit` brings to the batches they are about.
+
+  Attributes:
+    name: of the exchange.
+    rows: place -> packed tables, a side input.
+  """
+
+  name: str
+  rows: beam.pvalue.AsMultiMap
+
+
+def to_batches(rows: Any, name: str, partitions: int) -> ByBatch:
+  """Returns rows by their column `place`, for one `visit`."""
+  last = f'{name}: by batch'
 
   def by_place(
     element: tuple[int, Iterable[bytes]],
   ) -> Iterator[tuple[int, bytes]]:
-    table = gather(element[1])
+    table = gather(element[1], name)
+    _count(_SENT, last, table)
     order = np.argsort(table['place'], kind='stable')
     table = tables.take(table, order)
     starts = tables.first_of_runs(table['place'])
@@ -144,13 +204,13 @@ def to_batches(rows: Any, name: str, partitions: int) -> Any:
 
   grouped = exchange(rows, name, 'place', partitions)
   split = beam.FlatMap(by_place).with_output_types(tuple[int, bytes])
-  return beam.pvalue.AsMultiMap(grouped | f'{name}: by batch' >> split)
+  return ByBatch(last, beam.pvalue.AsMultiMap(grouped | last >> split))
 
 
 def visit(
   batches: Any,
   name: str,
-  rows: Any,
+  rows: ByBatch,
   function: Callable[[documents.Batch, tables.Table], Iterable[Any]],
 ) -> Any:
   """Applies a function to each batch and the rows about it.
@@ -167,6 +227,6 @@ def visit(
 
   def work(batch: documents.Batch, found: Any) -> Iterable[Any]:
     key = int(tables.place(batch).astype('int64'))
-    return function(batch, gather(found[key]))
+    return function(batch, gather(found[key], rows.name))
 
-  return batches | name >> beam.FlatMap(work, rows)
+  return batches | name >> beam.FlatMap(work, rows.rows)
