@@ -17,6 +17,7 @@ STAGES: dict[str, str] = {
   'repair': 'repair:Repair',
   'rules': 'rules:Rules',
   'pii': 'pii:Anonymise',
+  'clusters': 'clusters:Clusters',
   'exact': 'exact:Exact',
   'paragraphs': 'paragraphs:Paragraphs',
   'minhash': 'minhash:MinHash',

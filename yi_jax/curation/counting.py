@@ -15,6 +15,7 @@ from yi_jax.curation import documents
 
 SAMPLES = 5  # of each rule, in the report
 _EXCERPT = 300  # characters
+_MEMBERS = 4  # of a group that are shown, the most typical and at its border
 # What stages say of the copy they keep: kept as the best of 3 exact copies, ...
 _BEST = re.compile(r'kept as the best of (\d+) ([^,]+)')
 
@@ -42,6 +43,10 @@ class Counts:
       largest recorded score, from which those near the threshold are taken.
     clusters: kind of copies -> how many there were -> of how many documents;
       as those that were kept have it on their trail.
+    groups: for a stage that sorts documents, that is, sets metadata[name]:
+      group -> 'kept' and 'removed', as above; 'card', what metadata[name.card]
+      of one of them says of it; 'typical' and 'border', the documents with the
+      smallest scores name.distance and name.margin.
   """
 
   def __init__(self, name: str) -> None:
@@ -53,6 +58,7 @@ class Counts:
     self.samples: dict[str, list[dict[str, Any]]] = {}
     self.edges: dict[str, dict[str, list[dict[str, Any]]]] = {}
     self.clusters: dict[str, dict[str, int]] = {}
+    self.groups: dict[str, dict[str, Any]] = {}
 
   def add(self, batch: documents.Batch, known: Iterable[str] = ()) -> None:
     """Counts a batch that the stage has seen; removed documents are in it.
@@ -84,6 +90,7 @@ class Counts:
           sizes[best[1]] = sizes.get(best[1], 0) + 1
     for name in batch.scores.keys() - set(known):
       self._add_edges(name, batch, alive, by_rule)
+    self._add_groups(batch)
 
   def _keep_samples(self, rule: str, drawn: list[dict[str, Any]]) -> None:
     joined = self.samples.get(rule, []) + drawn
@@ -110,6 +117,37 @@ class Counts:
       edges = self.edges.setdefault(name, {'kept': [], 'removed': []})
       edges[side] = _ends(edges[side] + found)
 
+  def _add_groups(self, batch: documents.Batch) -> None:
+    """Counts the documents that the stage has sorted, and keeps some."""
+    members = collections.defaultdict(list)
+    for i, entry in enumerate(batch.metadata):
+      if self.name in entry:
+        members[str(entry[self.name])].append(i)
+    for group, indices in members.items():
+      sides = {'kept': [], 'removed': []}
+      card = None
+      for i in indices:
+        sides['removed' if batch.removed[i] else 'kept'].append(i)
+        card = card or batch.metadata[i].get(f'{self.name}.card')
+      shown = {
+        side: _least(batch, indices, f'{self.name}.{score}')
+        for side, score in (('typical', 'distance'), ('border', 'margin'))
+      }
+      counted = {side: table(batch, some) for side, some in sides.items()}
+      self._merge_group(group, {**counted, **shown, 'card': card})
+
+  def _merge_group(self, group: str, other: dict[str, Any]) -> None:
+    mine = self.groups.setdefault(
+      group,
+      {'kept': {}, 'removed': {}, 'card': None, 'typical': [], 'border': []},
+    )
+    mine['card'] = mine['card'] or other['card']
+    for side in ('kept', 'removed'):
+      _sum(mine[side], other[side])
+    for side in ('typical', 'border'):
+      joined = sorted(mine[side] + other[side], key=_by_score)
+      mine[side] = joined[:_MEMBERS]
+
   def to_json(self) -> dict[str, Any]:
     """Returns all of it as JSON has it."""
     return {**vars(self), 'changed': dict(self.changed)}
@@ -126,6 +164,8 @@ class Counts:
       mine = self.clusters.setdefault(kind, {})
       for size, count in sizes.items():
         mine[size] = mine.get(size, 0) + count
+    for group, entry in other['groups'].items():
+      self._merge_group(group, entry)
     for name, sides in other['edges'].items():
       edges = self.edges.setdefault(name, {'kept': [], 'removed': []})
       for side, found in sides.items():
@@ -159,10 +199,29 @@ def totals(counted: dict[str, list[int]]) -> list[int]:
 
 def _ends(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """Returns the samples with the smallest and the largest scores, sorted."""
-  ordered = sorted(samples, key=lambda s: (s['score'], s['id']))
+  ordered = sorted(samples, key=_by_score)
   if len(ordered) <= 2 * SAMPLES:
     return ordered
   return ordered[:SAMPLES] + ordered[-SAMPLES:]
+
+
+def _by_score(sample: dict[str, Any]) -> tuple[float, str]:
+  return sample['score'], sample['id']
+
+
+def _least(
+  batch: documents.Batch, indices: list[int], name: str
+) -> list[dict[str, Any]]:
+  """Returns the documents of the smallest scores; by hash without scores."""
+  if name in batch.scores:
+    values = np.nan_to_num(batch.scores[name][indices])
+  else:
+    values = np.array([documents.draw(0, batch.ids[i]) for i in indices])
+  names = np.array([batch.ids[i] for i in indices], str)
+  return [
+    {**_sample(batch, indices[k]), 'score': float(values[k])}
+    for k in np.lexsort((names, values))[:_MEMBERS]
+  ]
 
 
 def _sum(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:

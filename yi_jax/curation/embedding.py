@@ -158,7 +158,23 @@ class Lsa:
 
     What a text becomes does not depend on its neighbours.
     """
-    return normalised(self.weights(terms(texts)) @ self.axes)
+    return self.points_of(terms(texts))
+
+  def points_of(self, counts: sparse.csr_matrix) -> np.ndarray:
+    """Returns texts as points, given the counts of their terms."""
+    return normalised(self.weights(counts) @ self.axes)
+
+
+def weighing(counts: sparse.csr_matrix) -> Lsa:
+  """Returns the idf of a sample, with no axes.
+
+  Args:
+    counts: of `terms`, float32[n, 2**bits].
+  """
+  frequency = np.bincount(counts.indices, minlength=counts.shape[1])
+  columns = np.flatnonzero(frequency >= _LEAST).astype(np.int32)
+  idf = np.log(counts.shape[0] / frequency[columns]).astype(np.float32)
+  return Lsa(columns, idf, np.zeros((len(columns), 0), np.float32))
 
 
 def fit(counts: sparse.csr_matrix, dimensions: int, seed: int) -> Lsa:
@@ -172,15 +188,12 @@ def fit(counts: sparse.csr_matrix, dimensions: int, seed: int) -> Lsa:
   Raises:
     ValueError: if no term stands in three texts.
   """
-  frequency = np.bincount(counts.indices, minlength=counts.shape[1])
-  columns = np.flatnonzero(frequency >= _LEAST).astype(np.int32)
-  if not len(columns):
+  model = weighing(counts)
+  if not len(model.columns):
     raise ValueError(
       f'no word or pair of characters stands in {_LEAST} of the '
       f'{counts.shape[0]:,} sampled documents'
     )
-  idf = np.log(counts.shape[0] / frequency[columns]).astype(np.float32)
-  model = Lsa(columns, idf, np.zeros((len(columns), 0), np.float32))
   weights = model.weights(counts).astype(np.float64)
   axes = _right_vectors(weights, dimensions, seed).astype(np.float32)
   return dataclasses.replace(model, axes=axes)

@@ -2,7 +2,8 @@
 
 Documents, characters and tokens after each stage by source and language; what
 each rule removed, with samples of both sides of its threshold; sizes of the
-clusters of duplicates; time and cost. A page to read before training on what
+clusters of duplicates; time and cost. Stages that sort documents into groups
+get a page each, see `groups`. A page to read before training on what
 it tells of.
 """
 
@@ -14,23 +15,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from yi_jax.curation import counting, engine, shards
+from yi_jax.curation import counting, engine, groups, markup, shards
 from yi_jax.data import vocabulary
 
 _TOKEN_SAMPLE = 300_000  # characters of a source that are tokenised
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto;
-       max-width: 72em; color: #222; padding: 0 1em; }
-table { border-collapse: collapse; margin: .7em 0; }
-td, th { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-td.text { text-align: left; max-width: 44em; white-space: pre-wrap;
-          font-size: 13px; overflow-wrap: anywhere; }
-summary { cursor: pointer; margin: .3em 0; }
-code { background: #f3f3f3; padding: 0 .2em; }
-img { max-width: 100%; }
-"""
 
 
 def defaults() -> dict[str, Any]:
@@ -74,9 +62,17 @@ def write(
       for counts, _ in counted
       for kind, sizes in sorted(counts['clusters'].items())
     },
+    'groups': {
+      counts['name']: groups.rows(counts)
+      for counts, _ in counted
+      if counts['groups']
+    },
     'workers': workers,
   }
   base = epath.Path(folder)
+  for counts, _ in counted:
+    if counts['groups']:
+      groups.write(base, counts)
   shards.write_json(base / 'report.json', facts)
   with shards.new_file(base / 'funnel.png') as file:
     _funnel(facts['stages'], file)
@@ -194,46 +190,22 @@ def _page(
   facts: Mapping[str, Any], counted: Sequence[Mapping[str, Any]]
 ) -> str:
   """Returns the HTML page."""
-  parts = ['<h1>Curation</h1>', '<img src="funnel.png" alt="funnel">']
+  parts = ['<img src="funnel.png" alt="funnel">']
   first, last = facts['stages'][0], facts['stages'][-1]
+  documents, characters = (
+    markup.share(last[key], first[key]) for key in ('documents', 'characters')
+  )
   parts.append(
     f'<p>{first["documents"]:,} documents were read, {last["documents"]:,} are '
-    f'left: {_share(last["documents"], first["documents"])} of the documents, '
-    f'{_share(last["characters"], first["characters"])} of the characters.</p>'
+    f'left: {documents} of the documents, {characters} of the characters.</p>'
   )
   parts += ['<h2>After each stage</h2>', _stage_table(facts)]
   parts += ['<h2>By source and language</h2>', _source_table(facts['stages'])]
   parts += ['<h2>What was put aside while reading</h2>', _quarantine(facts)]
+  parts += ['<h2>Groups</h2>', *_groups(facts)]
   parts += ['<h2>Sizes of clusters of copies</h2>', _clusters(facts)]
   parts += ['<h2>What the rules removed</h2>', *_samples(counted)]
-  body = '\n'.join(parts)
-  return (
-    '<!doctype html><html lang="en"><meta charset="utf-8">'
-    f'<title>Curation</title><style>{_STYLE}</style><body>{body}</body></html>'
-  )
-
-
-def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-  """Returns an HTML table; strings are escaped."""
-
-  def line(cells: Iterable[Any], tag: str) -> str:
-    inner = ''.join(
-      f'<{tag}>{html.escape(_shown(cell))}</{tag}>' for cell in cells
-    )
-    return f'<tr>{inner}</tr>'
-
-  body = '\n'.join(line(row, 'td') for row in rows)
-  return f'<table>{line(head, "th")}{body}</table>'
-
-
-def _shown(cell: Any) -> str:
-  if cell is None:
-    return '–'
-  return f'{cell:,}' if isinstance(cell, int | float) else str(cell)
-
-
-def _share(part: float, whole: float) -> str:
-  return f'{100 * part / whole:.1f} %' if whole else '–'
+  return markup.page('Curation', parts)
 
 
 def _stage_table(facts: Mapping[str, Any]) -> str:
@@ -244,9 +216,9 @@ def _stage_table(facts: Mapping[str, Any]) -> str:
       [
         stage['name'],
         stage['documents'],
-        _share(stage['documents'], before['documents']),
+        markup.share(stage['documents'], before['documents']),
         stage['characters'],
-        _share(stage['characters'], before['characters']),
+        markup.share(stage['characters'], before['characters']),
         stage['tokens'],
         stage['changed'],
         stage['seconds'],
@@ -267,7 +239,7 @@ def _stage_table(facts: Mapping[str, Any]) -> str:
     'at once; the cost is of a million documents that reach a stage.</p>'
   )
   head = ['stage', 'documents', '', 'characters', '', 'tokens', 'changed']
-  return note + _table(
+  return note + markup.table(
     [*head, 'seconds', 'documents/s a core', '$ a million'], rows
   )
 
@@ -283,7 +255,7 @@ def _source_table(stages: Sequence[Mapping[str, Any]]) -> str:
     parts.append(
       f'<details{open_tag}><summary>after {html.escape(stage["name"])}'
       '</summary>'
-      + _table(
+      + markup.table(
         ['source', 'language', 'documents', 'characters', 'tokens'], rows
       )
       + '</details>'
@@ -297,7 +269,22 @@ def _quarantine(facts: Mapping[str, Any]) -> str:
     for name, found in sorted(facts['quarantine'].items())
     for why, count in sorted(found.items())
   ]
-  return _table(['input', 'reason', 'documents'], rows) if rows else 'Nothing.'
+  return (
+    markup.table(['input', 'reason', 'documents'], rows) if rows else 'Nothing.'
+  )
+
+
+def _groups(facts: Mapping[str, Any]) -> Iterable[str]:
+  """Yields a line a stage that sorts documents, with a link to its page."""
+  for name, rows in facts['groups'].items():
+    before = sum(row['documents'] for row in rows)
+    kept = sum(row['kept'] for row in rows)
+    yield (
+      f'<p><a href="{name}.html">{name}</a>: {len(rows):,} groups, '
+      f'{before:,} documents, {markup.share(kept, before)} of them kept.</p>'
+    )
+  if not facts['groups']:
+    yield 'None.'
 
 
 def _clusters(facts: Mapping[str, Any]) -> str:
@@ -311,7 +298,9 @@ def _clusters(facts: Mapping[str, Any]) -> str:
       [kind, f'{2**power} – {2 ** (power + 1) - 1}', count]
       for power, count in sorted(grouped.items())
     ]
-  return _table(['kind', 'documents', 'clusters'], rows) if rows else 'None.'
+  return (
+    markup.table(['kind', 'documents', 'clusters'], rows) if rows else 'None.'
+  )
 
 
 def _samples(counted: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -326,33 +315,23 @@ def _samples(counted: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         f'{count:,} documents, {characters:,} characters</summary>'
         f'<p>{html.escape(by)}</p>'
       )
-      yield _sample_table('removed, at random', counts['samples'][rule])
+      yield markup.sample_table('removed, at random', counts['samples'][rule])
       if edges:
         near = counting.near(edges)
-        yield _sample_table('removed, nearest to being kept', near['removed'])
-        yield _sample_table('kept, nearest to being removed', near['kept'])
+        yield markup.sample_table(
+          'removed, nearest to being kept', near['removed']
+        )
+        yield markup.sample_table(
+          'kept, nearest to being removed', near['kept']
+        )
       yield '</details>'
-
-
-def _sample_table(title: str, samples: Sequence[Mapping[str, Any]]) -> str:
-  if not samples:
-    return ''
-  rows = []
-  for sample in samples:
-    why = '; '.join(text for _, text in sample['trail'])
-    score = f' ({sample["score"]:.4g})' if 'score' in sample else ''
-    rows.append(
-      f'<tr><td>{html.escape(sample["id"])}<br>{html.escape(why + score)}</td>'
-      f'<td class="text">{html.escape(sample["text"])}</td></tr>'
-    )
-  return f'<p>{title}</p><table>{"".join(rows)}</table>'
 
 
 def describe(facts: Mapping[str, Any]) -> list[str]:
   """Returns the funnel as lines of text."""
   lines, before = [], None
   for stage in facts['stages']:
-    share = _share(stage['documents'], before) if before else ''
+    share = markup.share(stage['documents'], before) if before else ''
     tokens = stage['tokens']
     lines.append(
       f'{stage["name"]:>16} {stage["documents"]:>12,} documents {share:>8} '
