@@ -1,298 +1,175 @@
-"""Linear classifiers over hashed n-grams, for stages that score documents.
+"""Linear scorers on hashed n-grams: what quality and safety are judged with.
 
-A text becomes the units of `shingles` (words, and single Chinese characters);
-runs of one to `longest` of them are hashed into 2**bits columns. A row holds
-1 + log(count), scaled to length one, so neither the length of a text nor the
-language decides anything by itself. On top is multinomial logistic regression,
-trained to its optimum by L-BFGS: the same rows give the same weights.
-
-What a text scores does not depend on its neighbours in a batch.
+A text becomes a sparse row: its words and pairs of words (Chinese: characters),
+and its runs of characters with case and punctuation, each hashed into one of
+2**bits columns (Weinberger et al. 2009), as 1 + log(count), scaled to length 1.
+Logistic regressions on such rows are trained by L-BFGS.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from scipy import optimize, sparse
 
-from yi_jax.curation import shingles, tables
+from yi_jax.curation import characters, language, shingles, tables
 
-_DIGITS = 5  # of probabilities: below them sums may differ by their order
-
-
-def ngram_counts(
-  texts: Sequence[str], bits: int, longest: int, characters: int
-) -> Any:
-  """Returns how often each n-gram stands in each text.
-
-  Args:
-    texts: any.
-    bits: hashes are cut to so many; 2**bits columns.
-    longest: units of the longest n-gram; all shorter ones count too.
-    characters: of each text that are read; 0 reads it all.
-
-  Returns:
-    scipy.sparse.csr_matrix, float32[texts, 2**bits], columns in order.
-  """
-  if characters:
-    texts = [text[:characters] for text in texts]
-  rows, keys = [], []
-  for first, units in shingles.blocks(texts):
-    owners = np.repeat(
-      np.arange(len(units.offsets) - 1), np.diff(units.offsets)
-    )
-    for length in range(1, longest + 1):
-      grams = shingles.windows(units.hashes, length)
-      if not len(grams):
-        continue
-      # A run that leaves its text is none.
-      inside = owners[: len(grams)] == owners[length - 1 :]
-      rows.append(owners[: len(grams)][inside] + first)
-      keys.append(grams[inside])
-  return count_matrix(rows, keys, len(texts), bits)
-
-
-def count_matrix(
-  rows: Sequence[np.ndarray],
-  keys: Sequence[np.ndarray],
-  count: int,
-  bits: int,
-) -> Any:
-  """Returns the counts of hashed terms.
-
-  Args:
-    rows: int64[S] each, the text that a term stands in.
-    keys: uint64[S] each, its hash.
-    count: of texts.
-    bits: the highest of the hashes that name the column.
-
-  Returns:
-    scipy.sparse.csr_matrix, float32[count, 2**bits], columns in order.
-  """
-  import scipy.sparse
-
-  shape = (count, 1 << bits)
-  if not rows:
-    return scipy.sparse.csr_matrix(shape, dtype=np.float32)
-  columns = np.concatenate(keys) >> np.uint64(64 - bits)
-  owners = np.concatenate(rows).astype(np.uint64)
-  keyed = np.sort(owners << np.uint64(bits) | columns)
-  starts = tables.first_of_runs(keyed)
-  counts = np.diff(np.append(starts, len(keyed))).astype(np.float32)
-  keyed = keyed[starts]
-  owners = (keyed >> np.uint64(bits)).astype(np.int64)
-  indices = (keyed & np.uint64(shape[1] - 1)).astype(np.int32)
-  offsets = np.zeros(count + 1, np.int32)
-  np.cumsum(np.bincount(owners, minlength=count), out=offsets[1:])
-  return scipy.sparse.csr_matrix((counts, indices, offsets), shape)
-
-
-def scaled(matrix: Any) -> Any:
-  """Returns rows of length one; those without an entry stay as they are."""
-  import scipy.sparse
-
-  sizes = np.diff(matrix.indptr)
-  filled = np.flatnonzero(sizes)
-  norms = np.ones(matrix.shape[0])
-  if len(filled):
-    squares = matrix.data.astype(np.float64) ** 2
-    norms[filled] = np.sqrt(np.add.reduceat(squares, matrix.indptr[filled]))
-  norms[norms == 0] = 1
-  data = (matrix.data / np.repeat(norms, sizes)).astype(np.float32)
-  return scipy.sparse.csr_matrix(
-    (data, matrix.indices, matrix.indptr), matrix.shape
-  )
+_BATCH = 1 << 19  # characters made into rows at a time
+_SALT = 0x9E3779B97F4A7C15
+_DIGITS = np.arange(ord('0'), ord('9') + 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
-  """A classifier.
+class Features:
+  """How a text becomes a row.
 
   Attributes:
-    labels: names of the classes.
-    weights: float32[2**bits, classes].
-    bias: float32[classes].
-    bits: of the hashes.
-    longest: units of the longest n-gram.
-    characters: of each text that are read; 0 reads it all.
+    bits: the row has 2**bits columns.
+    words: longest run of words.
+    characters: longest run of characters.
+    read: characters that are read of a text, in windows over it.
   """
 
-  labels: tuple[str, ...]
-  weights: np.ndarray
-  bias: np.ndarray
-  bits: int
-  longest: int
-  characters: int
+  bits: int = 18
+  words: int = 2
+  characters: int = 4
+  read: int = 3_000
 
-  def features(self, texts: Sequence[str]) -> Any:
-    """Returns the rows of texts, scipy.sparse.csr_matrix."""
-    return features(texts, self.bits, self.longest, self.characters)
+  def rows(self, texts: Sequence[str]) -> sparse.csr_matrix:
+    """Returns the rows of texts, float32[texts, 2**bits]."""
+    parts = [self._rows(part) for part in _batches(texts, self.read)]
+    if not parts:
+      return sparse.csr_matrix((0, 1 << self.bits), dtype=np.float32)
+    return sparse.vstack(parts, format='csr') if len(parts) > 1 else parts[0]
 
-  def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-    """Returns the probability of each class, float32[texts, classes]."""
-    return self.of_features(self.features(texts))
-
-  def of_features(self, rows: Any) -> np.ndarray:
-    """Returns the probability of each class, float32[rows, classes]."""
-    if not rows.shape[0]:
-      return np.zeros((0, len(self.labels)), np.float32)
-    logits = (rows @ self.weights).astype(np.float64) + self.bias
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    return np.round(shares, _DIGITS).astype(np.float32)
-
-  def save(self, path: pathlib.Path) -> None:
-    """Writes the classifier; only columns with a weight take room."""
-    used = np.flatnonzero(self.weights.any(1))
-    np.savez_compressed(
-      path,
-      labels=np.array(self.labels),
-      columns=used.astype(np.int32),
-      weights=self.weights[used],
-      bias=self.bias,
-      shape=np.array([self.bits, self.longest, self.characters]),
+  def _rows(self, texts: Sequence[str]) -> sparse.csr_matrix:
+    units = shingles.units(texts)
+    points, offsets = _points(texts)
+    kinds = [(units.hashes, units.offsets, n) for n in range(1, self.words + 1)]
+    kinds += [(points, offsets, n) for n in range(1, self.characters + 1)]
+    keys = []
+    for salt, (hashes, ends, n) in enumerate(kinds):
+      found, cuts = shingles.ngrams(hashes, ends, n)
+      column = tables.mix(found + np.uint64(_SALT * (salt + 1) & (2**64 - 1)))
+      row = np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(cuts))
+      keys.append(
+        row << np.uint64(self.bits) | column >> np.uint64(64 - self.bits)
+      )
+    keys, counts = np.unique(np.concatenate(keys), return_counts=True)
+    rows = (keys >> np.uint64(self.bits)).astype(np.int64)
+    columns = (keys & np.uint64((1 << self.bits) - 1)).astype(np.int32)
+    values = 1 + np.log(counts)
+    squares = np.bincount(rows, values**2, minlength=len(texts))
+    values /= np.sqrt(squares)[rows]
+    starts = np.concatenate([[0], np.bincount(rows, minlength=len(texts))])
+    return sparse.csr_matrix(
+      (values.astype(np.float32), columns, np.cumsum(starts)),
+      shape=(len(texts), 1 << self.bits),
     )
 
 
-def load(path: pathlib.Path) -> Linear:
-  """Returns what `Linear.save` wrote."""
-  with np.load(path) as file:
-    bits, longest, characters = file['shape'].tolist()
-    weights = np.zeros((1 << bits, len(file['bias'])), np.float32)
-    weights[file['columns']] = file['weights']
-    return Linear(
-      labels=tuple(file['labels'].tolist()),
-      weights=weights,
-      bias=file['bias'],
-      bits=bits,
-      longest=longest,
-      characters=characters,
-    )
+def _batches(texts: Sequence[str], read: int) -> Iterator[list[str]]:
+  """Yields texts, shortened and with single spaces, a few at a time."""
+  batch, size = [], 0
+  for text in texts:
+    batch.append(' '.join(language.windows(text, read).split()))
+    size += len(batch[-1])
+    if size >= _BATCH:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
 
 
-def features(
-  texts: Sequence[str], bits: int, longest: int, characters: int
-) -> Any:
-  """Returns the rows of texts, see the top and `ngram_counts`."""
-  counts = ngram_counts(texts, bits, longest, characters)
-  counts.data = 1 + np.log(counts.data)
-  return scaled(counts)
+def _points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns hashes of the characters of texts, digits alike, and offsets."""
+  points = characters.codes(''.join(texts)).astype(np.uint64)
+  points[np.isin(points, _DIGITS)] = ord('0')
+  offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+  return tables.mix(points + np.uint64(_SALT)), offsets.astype(np.int64)
 
 
-def train(
-  rows: Any,
-  targets: np.ndarray,
-  labels: Sequence[str],
+def fit(
+  rows: sparse.csr_matrix,
+  labels: np.ndarray,
+  weights: np.ndarray,
   *,
-  bits: int,
-  longest: int,
-  characters: int,
   penalty: float,
-  iterations: int = 200,
-) -> Linear:
-  """Returns the classifier of least loss.
-
-  The loss is the mean over the classes of their mean cross-entropy, so that a
-  class with a thousand texts counts as much as one with a hundred.
-
-  Args:
-    rows: of `features`, with the three settings below.
-    targets: int[rows], index into labels; each occurs.
-    labels: names of the classes.
-    bits: see `ngram_counts`.
-    longest: see there.
-    characters: see there.
-    penalty: times half the square of the weights, added to the loss.
-    iterations: of L-BFGS at most.
-
-  Raises:
-    ValueError: for a class without a text.
-  """
-  import scipy.optimize
-
-  counts = np.bincount(targets, minlength=len(labels))
-  for label, count in zip(labels, counts, strict=True):
-    if not count:
-      raise ValueError(f'no text to train the class {label!r} on')
-  # What stands in one text alone says nothing of others.
-  used = np.flatnonzero(np.bincount(rows.indices, minlength=rows.shape[1]) > 1)
-  dense = rows[:, used].astype(np.float64)
-  shares = 1 / (counts[targets] * len(labels))
-  wanted = np.zeros((len(targets), len(labels)))
-  wanted[np.arange(len(targets)), targets] = 1
-  shape = (len(used) + 1, len(labels))
-
-  def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-    weights = flat.reshape(shape)
-    logits = dense @ weights[:-1] + weights[-1]
-    logits -= logits.max(1, keepdims=True)
-    sums = np.log(np.exp(logits).sum(1, keepdims=True))
-    value = shares @ (sums[:, 0] - logits[wanted > 0])
-    errors = (np.exp(logits - sums) - wanted) * shares[:, None]
-    gradient = np.concatenate([dense.T @ errors, errors.sum(0)[None]])
-    gradient[:-1] += penalty * weights[:-1]
-    value += penalty / 2 * np.sum(weights[:-1] ** 2)
-    return value, gradient.ravel()
-
-  found = scipy.optimize.minimize(
-    loss,
-    np.zeros(shape).ravel(),
-    jac=True,
-    method='L-BFGS-B',
-    options={'maxiter': iterations, 'maxcor': 5},
-  )
-  best = found.x.reshape(shape)
-  weights = np.zeros((rows.shape[1], len(labels)), np.float32)
-  weights[used] = best[:-1]
-  return Linear(
-    labels=tuple(labels),
-    weights=weights,
-    bias=best[-1].astype(np.float32),
-    bits=bits,
-    longest=longest,
-    characters=characters,
-  )
-
-
-def area(scores: np.ndarray, positive: np.ndarray) -> float:
-  """Returns the area under the ROC curve; ties count one half.
-
-  Args:
-    scores: float[n]; higher means more likely positive.
-    positive: bool[n], with both values.
-  """
-  ordered, place = np.unique(scores, return_inverse=True)
-  counts = np.bincount(place, minlength=len(ordered))
-  ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-  wins = ranks[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-  return float(wins / (positive.sum() * (~positive).sum()))
-
-
-def confusion(
-  targets: np.ndarray, guesses: np.ndarray, count: int
+  steps: int,
 ) -> np.ndarray:
-  """Returns int64[count, count]: rows are what is, columns what was said."""
-  pairs = np.bincount(targets * count + guesses, minlength=count**2)
-  return pairs.reshape(count, count)
+  """Returns the weights of a logistic regression, float32[columns + 1].
+
+  Args:
+    rows: float32[texts, columns].
+    labels: bool[texts].
+    weights: float[texts], how much each counts; their sum does not matter.
+    penalty: of the squared weights, the bias aside.
+    steps: of L-BFGS, at most.
+  """
+  share = weights / weights.sum()
+  across = rows.T.tocsr()
+  signs = np.where(labels, 1.0, -1.0)
+
+  def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+    margins = signs * (rows @ theta[:-1].astype(np.float32) + theta[-1])
+    value = share @ np.logaddexp(0, -margins)
+    slope = -share * signs / (1 + np.exp(np.clip(margins, -50, 50)))
+    gradient = across @ slope.astype(np.float32) + 2 * penalty * theta[:-1]
+    gradient = np.append(gradient, slope.sum())
+    return value + penalty * theta[:-1] @ theta[:-1], gradient
+
+  start = np.zeros(rows.shape[1] + 1)
+  found = optimize.minimize(
+    loss,
+    start,
+    method='L-BFGS-B',
+    jac=True,
+    options={'maxiter': steps, 'ftol': 1e-6},
+  )
+  return found.x.astype(np.float32)
 
 
-def by_class(
-  found: np.ndarray, labels: Sequence[str]
-) -> list[dict[str, str | float | int]]:
-  """Returns precision, recall and F1 of each class from their confusion."""
-  table = []
-  for k, label in enumerate(labels):
-    hits = found[k, k]
-    precision = float(hits / max(found[:, k].sum(), 1))
-    recall = float(hits / max(found[k].sum(), 1))
-    table.append(
-      {
-        'class': label,
-        'texts': int(found[k].sum()),
-        'precision': round(precision, 4),
-        'recall': round(recall, 4),
-        'f1': round(2 * precision * recall / max(precision + recall, 1e-9), 4),
-      }
-    )
-  return table
+def scores(rows: sparse.csr_matrix, theta: np.ndarray) -> np.ndarray:
+  """Returns probabilities, float32[texts].
+
+  Args:
+    rows: float32[texts, columns].
+    theta: float32[columns + 1] of `fit`.
+  """
+  margins = rows @ theta[:-1] + theta[-1]
+  return (1 / (1 + np.exp(-np.clip(margins, -50, 50)))).astype(np.float32)
+
+
+def area(values: np.ndarray, labels: np.ndarray) -> float:
+  """Returns the area under the ROC curve; ties count half, nan if one class.
+
+  Args:
+    values: float[n].
+    labels: bool[n].
+  """
+  good, bad = np.count_nonzero(labels), np.count_nonzero(~labels)
+  if not good or not bad:
+    return float('nan')
+  _, inverse, counts = np.unique(
+    values, return_inverse=True, return_counts=True
+  )
+  ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+  return float((ranks[labels].sum() - good * (good + 1) / 2) / (good * bad))
+
+
+def balanced(groups: Iterable[str], labels: np.ndarray) -> np.ndarray:
+  """Returns weights that give classes, and groups in a class, equal sums.
+
+  Args:
+    groups: of each text, its source say.
+    labels: bool[n].
+  """
+  _, group = np.unique(list(groups), return_inverse=True)
+  weights = np.zeros(len(labels))
+  for side in (True, False):
+    inside = labels == side
+    present = np.unique(group[inside])
+    for number in present:
+      mine = inside & (group == number)
+      weights[mine] = 1 / len(present) / mine.sum()
+  return weights
