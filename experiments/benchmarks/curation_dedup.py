@@ -4,6 +4,8 @@
   launch/local.sh python experiments/benchmarks/curation_dedup.py
   launch/local.sh python experiments/benchmarks/curation_dedup.py \\
       --scale=10000,100000,1000000 --workers=2
+  launch/local.sh python experiments/benchmarks/curation_dedup.py \\
+      --scale=100000 --workers=1,2
 
 Without --scale: the same English documents, made of the lines of real sources
 and planted copies, go through the stage `minhash` (reading, hashing, comparing
@@ -12,9 +14,11 @@ clusters, filter), both with 14 bands of 8 rows over 5-grams of words, one
 process each, in turns. The last line is JSON; `ratio` is our documents/s over
 datatrove's (2 or more is wanted).
 
-With --scale: seconds and peak memory (all processes together, proportional set
-size) of the stages `exact` and `minhash` for so many documents in English and
-Chinese; `ratio` is documents/s of the largest over those of the smallest.
+With --scale: seconds, seconds of the processor and peak memory (all processes
+together, proportional set size) of reading and of the stages `exact` and
+`minhash` for so many documents in English and Chinese. `ratio` is documents for a
+second of the processor, of the largest number over the smallest; `speedup` is
+seconds with the fewest workers over those with the most, for the largest.
 """
 
 import json
@@ -44,8 +48,8 @@ _ROUNDS = flags.DEFINE_integer(
 _SCALE = flags.DEFINE_list(
   'scale', [], 'Numbers of documents, ascending.', flag_values=FLAGS
 )
-_WORKERS = flags.DEFINE_integer(
-  'workers', 2, 'Processes of --scale.', flag_values=FLAGS
+_WORKERS = flags.DEFINE_list(
+  'workers', ['2'], 'Processes of --scale, ascending.', flag_values=FLAGS
 )
 _WORK = flags.DEFINE_string(
   'work', '', 'For the script itself: what a worker does.', flag_values=FLAGS
@@ -146,13 +150,14 @@ def _serve_ours(folder: pathlib.Path) -> None:
 
 def _once(folder: pathlib.Path) -> None:
   """Works for `_growth`: both stages, once."""
-  kept, read = _curate(folder, ['exact', 'minhash'], FLAGS.workers)
+  workers = int(FLAGS.workers[0])
+  kept, read = _curate(folder, ['exact', 'minhash'], workers)
   print(json.dumps({'kept': kept, 'read': read}))
 
 
-def _ours(work: str, folder: pathlib.Path) -> list[str]:
+def _ours(work: str, folder: pathlib.Path, workers: str = '1') -> list[str]:
   command = [sys.executable, __file__, f'--work={work}', f'--folder={folder}']
-  return [*command, f'--workers={FLAGS.workers}']
+  return [*command, f'--workers={workers}']
 
 
 def _compare(folder: pathlib.Path) -> dict[str, object]:
@@ -180,46 +185,51 @@ def _compare(folder: pathlib.Path) -> dict[str, object]:
 
 
 def _growth(folder: pathlib.Path) -> dict[str, object]:
-  """Returns seconds and memory for each number of documents."""
+  """Returns seconds and memory for each number of documents and workers."""
   lines, runs = _lines([*_ENGLISH, *_CHINESE]), []
   for count in map(int, FLAGS.scale):
     _write(folder / 'in', lines, count)
-    started = time.monotonic()
-    said = folder / 'said.txt'
-    with open(said, 'w') as file:
-      work = subprocess.Popen(_ours('once', folder / 'in'), stdout=file)
-      peak = _watched(work)
-    if work.returncode:
-      raise RuntimeError(f'the stages failed on {count:,} documents')
-    took = time.monotonic() - started
-    runs.append(
-      {
-        'documents': count,
-        **json.loads(said.read_text().splitlines()[-1]),
-        'seconds': round(took, 1),
-        'documents_per_second': round(count / took),
-        'peak_gigabytes': round(peak / 1e9, 2),
-      }
-    )
-    print(json.dumps(runs[-1]), flush=True)
+    for workers in FLAGS.workers:
+      runs.append({'documents': count, **_measured(folder, workers)})
+      print(json.dumps(runs[-1]), flush=True)
     shutil.rmtree(folder / 'in')
-  first, last = runs[0], runs[-1]
+  first, last = (
+    run['documents'] / run['processor_seconds'] for run in (runs[0], runs[-1])
+  )
+  slow, fast = runs[-len(FLAGS.workers)], runs[-1]
   return {
     'benchmark': 'minhash growth',
-    'workers': FLAGS.workers,
     'runs': runs,
-    'ratio': round(
-      last['documents_per_second'] / first['documents_per_second'], 2
-    ),
+    'ratio': round(last / first, 2),
+    'speedup': round(slow['seconds'] / fast['seconds'], 2),
   }
 
 
-def _watched(work: subprocess.Popen) -> int:
-  """Waits for a process; returns the peak of it and its children, in bytes.
+def _measured(folder: pathlib.Path, workers: str) -> dict[str, object]:
+  """Runs both stages once over folder/in."""
+  started, said = time.monotonic(), folder / 'said.txt'
+  with open(said, 'w') as file:
+    work = subprocess.Popen(_ours('once', folder / 'in', workers), stdout=file)
+    peak, processor = _watched(work)
+  if work.returncode:
+    raise RuntimeError('the stages failed')
+  return {
+    'workers': int(workers),
+    **json.loads(said.read_text().splitlines()[-1]),
+    'seconds': round(time.monotonic() - started, 1),
+    'processor_seconds': round(processor, 1),
+    'peak_gigabytes': round(peak / 1e9, 2),
+  }
 
-  Shared pages count once (PSS); it is looked at every half second.
+
+def _watched(work: subprocess.Popen) -> tuple[int, float]:
+  """Waits for a process; returns what it and its children took together.
+
+  Returns:
+    Peak memory in bytes, shared pages once (PSS), and seconds of the
+    processor. Both are looked at every half second.
   """
-  peak, over = 0, threading.Event()
+  peak, over, processor = 0, threading.Event(), {}
 
   def look() -> None:
     nonlocal peak
@@ -228,6 +238,8 @@ def _watched(work: subprocess.Popen) -> int:
       total = 0
       for process in [root, *root.children(recursive=True)]:
         try:
+          times = process.cpu_times()
+          processor[process.pid] = times.user + times.system
           total += process.memory_full_info().pss
         except psutil.Error:
           continue  # it has just ended
@@ -238,7 +250,7 @@ def _watched(work: subprocess.Popen) -> int:
   work.wait()
   over.set()
   thread.join()
-  return peak
+  return peak, sum(processor.values())
 
 
 if __name__ == '__main__':

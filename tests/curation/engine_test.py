@@ -13,7 +13,15 @@ import time
 import ml_collections
 import pytest
 
-from yi_jax.curation import engine, passes, running, shards
+from yi_jax.curation import (
+  documents,
+  engine,
+  local_runner,
+  passes,
+  running,
+  shards,
+  spill,
+)
 
 # Files that tell of one run, not of its result.
 _PERISHABLE = ('seconds.json', 'shuffled.json', 'workers.log')
@@ -59,6 +67,8 @@ def _hash(text):
 
 
 def rows(batch):
+  if os.environ.get('SLOW'):
+    time.sleep(0.05)
   return [(_hash(t) % 4, [(_hash(t), i)]) for t, i in zip(batch.texts, batch.ids)]
 
 
@@ -98,19 +108,33 @@ class Forgetful(stage.GlobalStage):
 """
 
 
-@pytest.fixture
-def stages(tmp_path, monkeypatch):
-  """Three stages in a module that worker processes can import."""
-  (tmp_path / 'some_stages.py').write_text(_STAGES)
-  monkeypatch.syspath_prepend(str(tmp_path))
-  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-  monkeypatch.delitem(sys.modules, 'some_stages', raising=False)
-  return tmp_path
+@pytest.fixture(scope='module', autouse=True)
+def _module(tmp_path_factory):
+  """The stages in a module that worker processes can import."""
+  folder = tmp_path_factory.mktemp('module')
+  (folder / 'some_stages.py').write_text(_STAGES)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(folder))
+    patch.setenv('PYTHONPATH', str(folder))
+    yield
+    sys.modules.pop('some_stages', None)
 
 
-def _lines(count=2500, first=0):
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A folder of input and the passes of its whole run, by one worker."""
+  folder = tmp_path_factory.mktemp('whole')
+  return folder, _run(_config(folder), folder / 'run')
+
+
+# Documents of each file: the first makes two batches.
+_COUNTS = (1100, 300, 300)
+_TOTAL = sum(_COUNTS)
+
+
+def _lines(count=_TOTAL, first=0):
   return [
-    json.dumps({'text': f'text {n % 700} {"x" * (n % 7)}', 'id': f'n{n}'})
+    json.dumps({'text': f'text {n % 280} {"x" * (n % 7)}', 'id': f'n{n}'})
     for n in range(first, first + count)
   ]
 
@@ -119,7 +143,8 @@ def _config(folder, files=3, names=('Short', 'Upper', 'Twins'), **changes):
   for number in range(files):
     path = folder / f'part-{number}.jsonl'
     if not path.exists():
-      path.write_text('\n'.join(_lines(first=2500 * number)))
+      first = sum(_COUNTS[:number])
+      path.write_text('\n'.join(_lines(_COUNTS[number], first)))
   titles = [f'some_stages:{name}' for name in names]
   config = ml_collections.ConfigDict(
     {
@@ -164,23 +189,23 @@ def _ids(one, kind='kept'):
   return [i for batch in _documents(one, kind) for i in batch.ids]
 
 
-def test_stages_see_what_those_before_left_and_all_is_counted(stages, tmp_path):
-  found = _run(_config(stages), tmp_path / 'run')
+def test_stages_see_what_those_before_left_and_all_is_counted(whole):
+  _, found = whole
   assert [one.names for one in found] == [
     ('read',),
     ('short', 'upper'),
     ('twins',),
   ]
-  texts = [json.loads(line)['text'] for line in _lines(7500)]
+  texts = [json.loads(line)['text'] for line in _lines()]
   long = [text for text in texts if len(text) >= 9]
   assert len(_ids(found[1])) == len(long)
-  assert len(_ids(found[1], 'removed')) == 7500 - len(long)
+  assert len(_ids(found[1], 'removed')) == _TOTAL - len(long)
   assert len(_ids(found[2])) == len(set(long))
   last = [text for batch in _documents(found[2]) for text in batch.texts]
   assert sorted(last) == sorted({text.upper() for text in long})
   short, upper = found[1].manifest()['counts']
   assert short['kept']['web|'] == [len(long), sum(map(len, long))]
-  assert short['removed']['short.characters']['web|'][0] == 7500 - len(long)
+  assert short['removed']['short.characters']['web|'][0] == _TOTAL - len(long)
   assert upper['changed'] == {'web': len(long)}
   (twins,) = found[2].manifest()['counts']
   assert twins['removed']['twins.same']['web|'][0] == len(long) - len(set(long))
@@ -190,34 +215,49 @@ def test_stages_see_what_those_before_left_and_all_is_counted(stages, tmp_path):
   assert near['kept'][0]['score'] == 9
 
 
-def test_workers_do_not_matter(stages, tmp_path):
-  one = _run(_config(stages), tmp_path / 'one')
-  two = _run(_config(stages), tmp_path / 'two', workers=2)
+def test_workers_do_not_matter(whole, tmp_path):
+  folder, one = whole
+  two = _run(_config(folder), tmp_path / 'two', workers=2)
   content = _content(one)
   assert len(content) > 20
   assert _content(two) == content
 
 
-def test_a_pass_for_each_stage_gives_the_same_documents(stages, tmp_path):
-  fused = _run(_config(stages), tmp_path / 'fused')
-  single = _run(_config(stages, fuse=False), tmp_path / 'single')
+@pytest.mark.parametrize('most', [1, 5])
+def test_neither_does_how_a_shuffle_is_cut(whole, tmp_path, monkeypatch, most):
+  monkeypatch.setattr(local_runner, '_MOST', most)
+  monkeypatch.setattr(local_runner, '_GROUPED_BYTES', 1 << 10 * most)
+  folder, found = whole
+  assert _content(_run(_config(folder), tmp_path / 'run')) == _content(found)
+
+
+def test_nor_how_documents_are_cut_into_batches(whole, tmp_path, monkeypatch):
+  folder, found = whole
+  monkeypatch.setattr(documents, 'SIZE', 170)
+  other = _run(_config(folder), tmp_path / 'run')
+  assert other[2].manifest()['shards'] != found[2].manifest()['shards']
+  assert [_ids(one) for one in other] == [_ids(one) for one in found]
+
+
+def test_a_pass_for_each_stage_gives_the_same_documents(whole, tmp_path):
+  folder, fused = whole
+  single = _run(_config(folder, fuse=False), tmp_path / 'single')
   assert len(single) == len(fused) + 1
   assert _ids(single[-1]) == _ids(fused[-1])
 
 
-def test_what_has_not_changed_is_not_done_again(stages, tmp_path, monkeypatch):
+def test_what_has_not_changed_is_not_done_again(tmp_path, monkeypatch):
   names = ('Short', 'Twins', 'Upper')
-  first = _run(_config(stages, names=names), tmp_path / 'run')
+  first = _run(_config(tmp_path, names=names), tmp_path / 'run')
   before = _content(first)
   done = []
   monkeypatch.setattr(passes, 'run', lambda job: done.append(job.folder))
   monkeypatch.setattr(running, 'shuffle', lambda *a, **k: done.append('all'))
-  again = _run(_config(stages, names=names), tmp_path / 'run')
+  again = _run(_config(tmp_path, names=names), tmp_path / 'run')
   assert done == []
   assert _content(again) == before
   monkeypatch.undo()
-  monkeypatch.syspath_prepend(str(stages))
-  changed = _config(stages, names=names, short={'least': 10})
+  changed = _config(tmp_path, names=names, short={'least': 10})
   other = _run(changed, tmp_path / 'run')
   assert other[0].folder == first[0].folder
   assert [a.folder != b.folder for a, b in zip(other, first, strict=True)] == [
@@ -226,18 +266,26 @@ def test_what_has_not_changed_is_not_done_again(stages, tmp_path, monkeypatch):
   assert len(_ids(other[1])) < len(_ids(first[1]))
 
 
-def test_a_changed_input_is_read_again(stages, tmp_path):
-  config = _config(stages, names=('Short',))
+def test_a_changed_input_is_read_again(tmp_path):
+  config = _config(tmp_path, names=('Short',))
   first = _run(config, tmp_path / 'run')
-  path = stages / 'part-1.jsonl'
+  path = tmp_path / 'part-1.jsonl'
   path.write_text(path.read_text() + '\n{"text": "one more document"}')
   assert len(_ids(_run(config, tmp_path / 'run')[1])) == len(_ids(first[1])) + 1
 
 
-@pytest.mark.parametrize('workers', [1, 2])
-def test_a_killed_run_goes_on_to_the_same_result(stages, tmp_path, workers):
-  config = _config(stages, names=('Short', 'Upper'))
-  whole = _content(_run(config, tmp_path / 'whole'))
+@pytest.mark.parametrize(
+  ('workers', 'seen', 'unfinished'),
+  [
+    (1, '01-short*/stats/*.json', '01-short*'),
+    (2, '02-twins*/shuffle/*-*-0', '02-twins*'),
+  ],
+)
+def test_a_killed_run_goes_on_to_the_same_result(
+  whole, tmp_path, workers, seen, unfinished
+):
+  folder, found = whole
+  config = _config(folder)
   script = tmp_path / 'script.py'
   script.write_text(
     'import sys, json, ml_collections\n'
@@ -246,67 +294,74 @@ def test_a_killed_run_goes_on_to_the_same_result(stages, tmp_path, workers):
     '  config = ml_collections.ConfigDict(json.loads(sys.argv[1]))\n'
     f'  engine.run(config, sys.argv[2], engine.Machine(workers={workers}))\n'
   )
+  killed = tmp_path / 'killed' / 'stages'
   run = subprocess.Popen(
-    [sys.executable, script, config.to_json(), str(tmp_path / 'killed')],
+    [sys.executable, script, config.to_json(), str(killed.parent)],
     env={**os.environ, 'SLOW': '1'},
     stdout=subprocess.DEVNULL,
     start_new_session=True,
   )
   deadline = time.monotonic() + 120
-  pattern = 'stages/01-*/stats/*.json'
-  while len(list((tmp_path / 'killed').glob(pattern))) < 2:
+  while len(list(killed.glob(seen))) < 2:
     assert run.poll() is None
     assert time.monotonic() < deadline
     time.sleep(0.01)
   os.killpg(run.pid, signal.SIGKILL)
   run.wait()
-  assert not list((tmp_path / 'killed').glob('stages/01-*/manifest.json'))
-  after = _run(config, tmp_path / 'killed', workers=workers)
-  assert _content(after) == whole
+  assert not list(killed.glob(f'{unfinished}/manifest.json'))
+  after = _run(config, killed.parent, workers=workers)
+  assert _content(after) == _content(found)
+  assert not list(killed.glob('*/shuffle'))
 
 
-def test_an_error_of_a_stage_is_shown_as_it_is(stages, tmp_path):
-  path = stages / 'part-1.jsonl'
-  config = _config(stages, names=('Short', 'Upper'))
+def test_an_error_of_a_stage_is_shown_as_it_is(tmp_path):
+  path = tmp_path / 'part-1.jsonl'
+  config = _config(tmp_path, names=('Short', 'Upper'))
   path.write_text(path.read_text() + '\n{"text": "a POISON document"}')
   for workers in (1, 2):
     with pytest.raises(ValueError, match=r'^poisoned document web/part-1'):
       _run(config, tmp_path / 'run', workers=workers)
 
 
+@pytest.mark.parametrize(
+  ('writer', 'before'), [(shards.Writer, 8), (spill.Writer, 6)]
+)
 def test_a_full_disk_leaves_no_half_and_the_rerun_goes_on(
-  stages, tmp_path, monkeypatch
+  whole, tmp_path, monkeypatch, writer, before
 ):
-  config = _config(stages, names=('Short', 'Upper'))
-  whole = _content(_run(config, tmp_path / 'whole'))
+  folder, found = whole
   written = []
-  real = shards.Writer.write
+  real = writer.write
 
-  def write(self, batch):
-    written.append(batch)
-    if len(written) > 20:
+  def write(self, *what):
+    written.append(what)
+    if len(written) > before:
       raise OSError(errno.ENOSPC, 'No space left on device')
-    real(self, batch)
+    real(self, *what)
 
-  monkeypatch.setattr(shards.Writer, 'write', write)
-  with pytest.raises(OSError, match='No space left'):
-    _run(config, tmp_path / 'full')
+  monkeypatch.setattr(writer, 'write', write)
+  with pytest.raises(OSError, match='No space left') as error:
+    _run(_config(folder), tmp_path / 'full')
+  assert error.value.errno == errno.ENOSPC
   assert not list((tmp_path / 'full').rglob('.*.part-*'))
-  monkeypatch.setattr(shards.Writer, 'write', real)
-  assert _content(_run(config, tmp_path / 'full')) == whole
+  assert not list((tmp_path / 'full').rglob('shuffle'))
+  monkeypatch.setattr(writer, 'write', real)
+  assert _content(_run(_config(folder), tmp_path / 'full')) == _content(found)
 
 
-def test_a_stage_that_loses_batches_is_found_out(stages, tmp_path):
-  config = _config(stages, names=('Forgetful',), read={'shard_documents': 5000})
-  with pytest.raises(ValueError, match='Forgetful lost 6 of 9 batches'):
+def test_a_stage_that_loses_batches_is_found_out(tmp_path):
+  config = _config(
+    tmp_path, names=('Forgetful',), read={'shard_documents': 5000}
+  )
+  with pytest.raises(ValueError, match='Forgetful lost 1 of 4 batches'):
     _run(config, tmp_path / 'run')
 
 
-def test_too_much_damage_ends_the_run_and_names_the_cure(stages, tmp_path):
-  with gzip.open(stages / 'bad.jsonl.gz', 'wb') as file:
+def test_too_much_damage_ends_the_run_and_names_the_cure(tmp_path):
+  with gzip.open(tmp_path / 'bad.jsonl.gz', 'wb') as file:
     file.write(b'{"text": "good"}\n' * 90 + b'{"text": \n' * 10)
-  config = _config(stages, names=('Upper',))
-  config.inputs = {'bad': {'files': str(stages / 'bad.jsonl.gz')}}
+  config = _config(tmp_path, names=('Upper',))
+  config.inputs = {'bad': {'files': str(tmp_path / 'bad.jsonl.gz')}}
   with pytest.raises(ValueError, match=r'10 of 100 .* input bad .*max_damaged'):
     _run(config, tmp_path / 'run')
   config.read.max_damaged = 0.1
@@ -317,10 +372,8 @@ def test_too_much_damage_ends_the_run_and_names_the_cure(stages, tmp_path):
   assert [entry['position'] for entry in entries] == list(range(90, 100))
 
 
-def test_a_dry_run_reads_some_of_each_file_and_keeps_to_itself(
-  stages, tmp_path
-):
-  config = _config(stages, names=('Upper',))
+def test_a_dry_run_reads_some_of_each_file_and_keeps_to_itself(tmp_path):
+  config = _config(tmp_path, names=('Upper',))
   found = engine.run(config, str(tmp_path / 'run'), engine.Machine(), 30)
   ids = _ids(found[0])
   assert len(ids) == 30
@@ -328,36 +381,36 @@ def test_a_dry_run_reads_some_of_each_file_and_keeps_to_itself(
   assert _ids(_run(config, tmp_path / 'run')[0]) != ids
 
 
-def test_an_input_may_pass_a_stage_by(stages, tmp_path):
-  config = _config(stages, files=1, names=('Short', 'Upper'))
+def test_an_input_may_pass_a_stage_by(tmp_path):
+  config = _config(tmp_path, files=1, names=('Short', 'Upper'))
   with config.unlocked():
     config.inputs.other = {
-      'files': str(stages / 'part-0.jsonl'),
+      'files': str(tmp_path / 'part-0.jsonl'),
       'skip': ('short',),
     }
   found = _run(config, tmp_path / 'run')
   short, upper = found[1].manifest()['counts']
-  assert short['kept']['other|'][0] == 2500
-  assert short['kept']['web|'][0] < 2500
+  assert short['kept']['other|'][0] == 1100
+  assert short['kept']['web|'][0] < 1100
   assert short['removed']['short.characters'].keys() == {'web|'}
   assert upper['changed'] == {k[:-1]: n for k, (n, _) in short['kept'].items()}
   config.inputs.other.skip = ('shorts',)
   with pytest.raises(ValueError, match="no stage 'shorts'; did you mean"):
     _run(config, tmp_path / 'run')
-  config = _config(stages, names=('Twins',))
+  config = _config(tmp_path, names=('Twins',))
   config.inputs.web.skip = ('twins',)
   with pytest.raises(ValueError, match='all documents at once'):
     _run(config, tmp_path / 'run')
 
 
-def test_nothing_left_is_an_error(stages, tmp_path):
-  config = _config(stages, short={'least': 10_000})
-  with pytest.raises(ValueError, match='7,500 by short.characters'):
+def test_nothing_left_is_an_error(tmp_path):
+  config = _config(tmp_path, short={'least': 10_000})
+  with pytest.raises(ValueError, match='1,700 by short.characters'):
     _run(config, tmp_path / 'run')
 
 
-def test_stages_run_under_a_runner_of_beam(stages, tmp_path):
-  config = _config(stages, files=1, names=('Short', 'Upper'))
+def test_stages_run_under_a_runner_of_beam(tmp_path):
+  config = _config(tmp_path, files=1, names=('Short', 'Twins'))
   local = _content(_run(config, tmp_path / 'local'))
   beam = _run(config, tmp_path / 'beam', runner='BundleBasedDirectRunner')
   assert _content(beam) == local
@@ -373,9 +426,9 @@ def test_stages_run_under_a_runner_of_beam(stages, tmp_path):
   ],
 )
 def test_a_wrong_config_is_refused_before_anything_runs(
-  stages, tmp_path, changes, message
+  tmp_path, changes, message
 ):
-  config = _config(stages)
+  config = _config(tmp_path)
   with config.unlocked():
     for key, value in changes.items():
       config[key] = value

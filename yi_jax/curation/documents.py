@@ -182,11 +182,15 @@ def from_arrow(table: pyarrow.RecordBatch | pyarrow.Table) -> Batch:
     languages=column['language'].to_pylist(),
     removed=column['removed'].to_pylist(),
     scores=_scores(column['scores'], table.num_rows),
+    # Most are empty.
     trails=[
-      [tuple(entry) for entry in json.loads(trail)]
+      [tuple(entry) for entry in json.loads(trail)] if trail != '[]' else []
       for trail in column['trail'].to_pylist()
     ],
-    metadata=[json.loads(entry) for entry in column['metadata'].to_pylist()],
+    metadata=[
+      json.loads(entry) if entry != '{}' else {}
+      for entry in column['metadata'].to_pylist()
+    ],
   )
 
 
@@ -241,5 +245,7 @@ def draw(seed: int, identifier: str) -> float:
   return int.from_bytes(digest.digest(), 'big') / 2**64
 
 
-def _json(value: Any) -> str:
+def _json(value: list[Any] | dict[str, Any]) -> str:
+  if not value:
+    return '{}' if isinstance(value, dict) else '[]'
   return json.dumps(value, ensure_ascii=False, separators=(',', ':'))

@@ -2,7 +2,7 @@
 
 Stages are written against Beam and run on any of its runners. Beam's own one
 for a machine keeps every shuffle in memory and, with several workers, loses
-elements when the machine is busy (see docs/architecture.md). This one knows what
+elements when the machine is busy (see docs/curate.md). This one knows what
 batch pipelines in one window are made of, Create, ParDo, GroupByKey, Flatten,
 Reshuffle, side inputs and counters, and refuses the rest by name.
 
