@@ -25,8 +25,8 @@ from yi_jax.data import mixtures, sources
 
 # What the report applies to pages of the web. Statutes, dictionaries and plays
 # repeat themselves by nature, and are no pages: rules of that kind would remove
-# four fifths of them.
-_FOR_PAGES = ('language', 'lists', 'rules')
+# four fifths of them; and what is news or ads among them is known.
+_FOR_PAGES = ('language', 'lists', 'rules', 'topics')
 
 
 def get_config(arg: str = 'quickstart') -> ml_collections.ConfigDict:
@@ -52,4 +52,9 @@ def get_config(arg: str = 'quickstart') -> ml_collections.ConfigDict:
     c.inputs[name] = {'source': name, 'language': source.language}
     if source.kind != 'web':
       c.inputs[name]['skip'] = tuple(s for s in _FOR_PAGES if s in c.stages)
+  # What all inputs pass by would only want its model.
+  unused = set(c.stages)
+  for entry in c.inputs.values():
+    unused &= set(entry.get('skip', ()))
+  c.stages = tuple(stage for stage in c.stages if stage not in unused)
   return c

@@ -17,11 +17,16 @@ STAGES: dict[str, str] = {
   'repair': 'repair:Repair',
   'rules': 'rules:Rules',
   'pii': 'pii:Anonymise',
+  'perplexity': 'perplexity:Perplexity',
+  'quality': 'quality:Quality',
+  'coherence': 'coherence:Coherence',
+  'safety': 'safety:Safety',
   'clusters': 'clusters:Clusters',
   'exact': 'exact:Exact',
   'paragraphs': 'paragraphs:Paragraphs',
   'minhash': 'minhash:MinHash',
   'substrings': 'substrings:Substrings',
+  'topics': 'topics:Topics',
   'decontaminate': 'decontaminate:Decontaminate',
 }
 
