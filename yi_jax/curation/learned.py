@@ -146,9 +146,13 @@ class Learned(stage.Stage):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
+  def recipe(self) -> Any:
+    """Returns what decides the model, as JSON has it; lists that are read, say."""
+    return self.training
+
   def _key(self) -> str:
     """Returns a hash of what decides the model."""
-    text = json.dumps([self.name, self.format, self.training], sort_keys=True)
+    text = json.dumps([self.name, self.format, self.recipe()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
