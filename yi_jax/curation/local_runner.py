@@ -175,7 +175,9 @@ def _check(node: AppliedPTransform) -> None:
   known = (beam.ParDo, beam.GroupByKey, beam.Flatten, *_LEAVES)
   if not isinstance(transform, known):
     why = f'{type(transform).__name__} is none of the transforms it runs'
-  elif isinstance(transform, beam.ParDo):
+  elif isinstance(transform, beam.ParDo) and not isinstance(
+    transform.fn, core.CallableWrapperDoFn
+  ):
     signature = common.DoFnSignature(transform.fn)
     if signature.is_splittable_dofn() or signature.is_stateful_dofn():
       why = 'its function is splittable, or has state'
