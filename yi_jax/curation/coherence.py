@@ -28,9 +28,12 @@ from yi_jax.curation import (
 
 _MODEL = 'model.npz'
 _END = re.compile(r'\n+|[.!?]["”’)\]]*\s+|[。！？][”’」）]*\s*')
-_PIECE = 120  # characters, at least, between two places where a seam may be
+_PIECE = 40  # characters, at least, between two places where a seam may be
+_WIDE = 4  # times the window: a second look from further away
+_ROUNDS = 3  # texts that are made of each document
+_NEAR = 10  # places on both sides that a place is compared with
+_PLAIN = 13  # likenesses of a place, see Model.features
 _THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-_FEATURES = ('tfidf', 'lsa', 'tfidf_depth', 'lsa_depth', 'signs', 'before', 'after')  # fmt: skip
 ACTIONS = ('split', 'longest', 'drop', 'note')
 
 
@@ -161,23 +164,22 @@ class Coherence(learned.Learned):
     texts = [one.text for one in every if not one.heldout]
     counts = embedding.terms([t[a:b] for t in texts for a, b in _windows(t)])
     lsa = embedding.fit(counts, training['dimensions'], training['seed'])
-    model = Model(lsa, np.zeros(0), np.zeros(0), np.zeros(len(_FEATURES) + 1))
+    model = Model(lsa, np.zeros(0), np.zeros(0), np.zeros(1))
     rows, labels = [], []
-    for text, seams in sets[False]:
-      ((places, values),) = model.features([text], settings['window'])
-      inner = (places >= settings['part']) & (
-        places <= len(text) - settings['part']
-      )
+    seen = sets[False]
+    found = model.features([text for text, _ in seen], settings['window'])
+    for (text, seams), (places, values) in zip(seen, found, strict=True):
+      inner = _inner(places, len(text), settings['part'])
       rows.append(values[inner])
-      labels.append(np.isin(places[inner], seams))
-    values, labels = np.concatenate(rows), np.concatenate(labels)
+      labels.append(_nearest(places[inner], seams))
+    values = np.concatenate(rows)
     middle, scale = values.mean(0), values.std(0) + 1e-6
     theta = linear.fit(
-      sparse.csr_matrix(((values - middle) / scale).astype(np.float32)),
-      labels,
-      np.ones(len(labels)),
+      sparse.csr_matrix(_squared((values - middle) / scale)),
+      np.concatenate(labels),
+      np.ones(len(values)),
       penalty=1e-5,
-      steps=100,
+      steps=200,
     )
     model = Model(lsa, middle, scale, theta)
     model.save(folder / _MODEL)
@@ -191,10 +193,6 @@ class Coherence(learned.Learned):
         'glued documents held out': sum(bool(s) for _, s in sets[True]),
         'whole documents held out': sum(not s for _, s in sets[True]),
         'By threshold': measured,
-        'Weights': [
-          {'feature': name, 'weight': float(weight)}
-          for name, weight in zip((*_FEATURES, 'bias'), theta, strict=True)
-        ],
       },
       'limits': [
         'Seams in the card are between whole passages of 400 characters and '
@@ -243,7 +241,7 @@ def glue(
   rng = np.random.default_rng(seed)
   long = [one for one in found if len(one.text) >= 1_000]
   made = []
-  for number, one in enumerate(long):
+  for number, one in enumerate(one for one in long for _ in range(_ROUNDS)):
     first = one.text[: int(rng.integers(900, 4_000))]
     if number % 3 == 0:
       made.append((first, []))
@@ -352,16 +350,23 @@ class Model:
     for text, (places, values) in zip(
       texts, self.features(texts, window), strict=True
     ):
-      inner = (places >= part) & (places <= len(text) - part)
-      margins = (values[inner] - self.middle) / self.scale @ self.theta[:-1]
-      odds = 1 / (1 + np.exp(-(margins + self.theta[-1])))
+      inner = _inner(places, len(text), part)
+      likeness = _squared((values[inner] - self.middle) / self.scale)
+      margins = likeness @ self.theta[:-1] + self.theta[-1]
+      odds = 1 / (1 + np.exp(-np.clip(margins, -50, 50)))
       result.append((places[inner], odds))
     return result
 
   def features(
     self, texts: Sequence[str], window: int
   ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the places of each text, and float64[places, features]."""
+    """Returns the places of each text, and float64[places, _PLAIN].
+
+    For the window, and a wide one: the cosines of both sides as TF-IDF and as
+    points, how much their kinds of characters differ, and how far the cosines
+    lie below the others of the text and below their neighbours; last, how
+    much text there is.
+    """
     places = [_places(text) for text in texts]
     sizes = np.array([len(p) - 1 for p in places], np.int64)
     pieces = [
@@ -370,32 +375,33 @@ class Model:
       for a, b in zip(ends, ends[1:], strict=False)
     ]
     if not pieces:
-      return [(np.zeros(0, np.int64), np.zeros((0, len(_FEATURES))))] * len(
-        texts
-      )
+      return [(np.zeros(0, np.int64), np.zeros((0, _PLAIN)))] * len(texts)
     counts = embedding.terms(pieces)
     signs = _signs(pieces)
-    ranges = [_around(ends, window) for ends in places]
     first = np.cumsum(sizes) - sizes
-    left, middle, right = (
-      np.concatenate([r[k] + f for r, f in zip(ranges, first, strict=True)])
-      for k in range(3)
-    )
-    before = _gather(left, middle, len(pieces))
-    after = _gather(middle, right, len(pieces))
-    weights = [
-      self.lsa.weights((side @ counts).tocsr()) for side in (before, after)
-    ]
-    points = [embedding.normalised(w @ self.lsa.axes) for w in weights]
-    tfidf = np.asarray(weights[0].multiply(weights[1]).sum(1)).ravel()
-    lsa = (points[0] * points[1]).sum(1)
-    shares = [_shares(side @ signs) for side in (before, after)]
+    columns = []
+    for size in (window, _WIDE * window):
+      ranges = [_around(ends, size) for ends in places]
+      left, middle, right = (
+        np.concatenate([r[k] + f for r, f in zip(ranges, first, strict=True)])
+        for k in range(3)
+      )
+      sides = (
+        _gather(left, middle, len(pieces)),
+        _gather(middle, right, len(pieces)),
+      )
+      weights = [self.lsa.weights((side @ counts).tocsr()) for side in sides]
+      points = [embedding.normalised(w @ self.lsa.axes) for w in weights]
+      tfidf = np.asarray(weights[0].multiply(weights[1]).sum(1)).ravel()
+      lsa = (points[0] * points[1]).sum(1)
+      shares = [_shares(side @ signs) for side in sides]
+      columns += [tfidf, lsa, np.abs(shares[0] - shares[1]).sum(1)]
+      for values in (tfidf, lsa):
+        columns.append(_depth(values, sizes))
+        if size == window:
+          columns.append(_valley(values, sizes))
     lengths = np.array([len(p) for p in pieces], np.float64)
-    columns = [
-      *(tfidf, lsa, _depth(tfidf, sizes), _depth(lsa, sizes)),
-      np.abs(shares[0] - shares[1]).sum(1),
-      *(np.log(side @ lengths) for side in (before, after)),
-    ]
+    columns.append(np.log(np.minimum(*(side @ lengths for side in sides))))
     values = np.stack(columns, 1).astype(np.float64)
     cuts = np.cumsum(np.maximum(sizes - 1, 0))[:-1]
     return [
@@ -454,6 +460,29 @@ def _signs(pieces: Sequence[str]) -> np.ndarray:
   return found.reshape(len(pieces), 10).astype(np.float32)
 
 
+def _nearest(places: np.ndarray, seams: Sequence[int]) -> np.ndarray:
+  """Returns which places are those nearest to a seam, bool[places]."""
+  found = np.zeros(len(places), bool)
+  for seam in seams:
+    away = np.abs(places - seam)
+    if len(away) and away.min() <= _PIECE:
+      found[away.argmin()] = True
+  return found
+
+
+def _inner(places: np.ndarray, size: int, part: int) -> np.ndarray:
+  """Returns which places are far enough from both ends of a text."""
+  return (places >= part) & (places <= size - part)
+
+
+def _squared(values: np.ndarray) -> np.ndarray:
+  """Returns columns and their products, float32[n, F + F (F + 1) / 2]."""
+  values = np.clip(values, -5, 5)
+  one, two = np.triu_indices(values.shape[1])
+  products = values[:, one] * values[:, two]
+  return np.concatenate([values, products], 1).astype(np.float32)
+
+
 def _shares(counts: np.ndarray) -> np.ndarray:
   return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
@@ -464,3 +493,22 @@ def _depth(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
   owner = np.repeat(np.arange(len(gaps)), gaps)
   total = np.bincount(owner, values, minlength=len(gaps))
   return values - (total / np.maximum(gaps, 1))[owner]
+
+
+def _valley(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+  """Returns how deep values lie between the highest near them on both sides.
+
+  That is the depth score of TextTiling, over a few neighbours.
+  """
+  gaps = np.maximum(sizes - 1, 0)
+  owner = np.repeat(np.arange(len(gaps)), gaps)
+  before, after = values.copy(), values.copy()
+  for step in range(1, min(_NEAR, len(values) - 1) + 1):
+    same = owner[step:] == owner[:-step]
+    before[step:] = np.maximum(
+      before[step:], np.where(same, values[:-step], -np.inf)
+    )
+    after[:-step] = np.maximum(
+      after[:-step], np.where(same, values[step:], -np.inf)
+    )
+  return before + after - 2 * values
