@@ -26,7 +26,10 @@ from yi_jax.data import mixtures, sources
 # What the report applies to pages of the web. Statutes, dictionaries and plays
 # repeat themselves by nature, and are no pages: rules of that kind would remove
 # four fifths of them; and what is news or ads among them is known.
-_FOR_PAGES = ('language', 'lists', 'rules', 'topics')
+_FOR_PAGES = (
+  *('language', 'lists', 'rules', 'perplexity', 'coherence', 'safety'),
+  'topics',
+)
 
 
 def get_config(arg: str = 'quickstart') -> ml_collections.ConfigDict:

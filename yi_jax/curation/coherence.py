@@ -33,7 +33,7 @@ _WIDE = 4  # times the window: a second look from further away
 _ROUNDS = 3  # texts that are made of each document
 _NEAR = 10  # places on both sides that a place is compared with
 _PLAIN = 13  # likenesses of a place, see Model.features
-_THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 ACTIONS = ('split', 'longest', 'drop', 'note')
 
 
@@ -42,7 +42,7 @@ def defaults() -> dict[str, Any]:
   return {
     'model': 'data/filters/coherence',
     # Probability of a seam from which it is one; ours, see the card.
-    'threshold': 0.9,
+    'threshold': 0.3,
     # What becomes of a document with a seam: 'split', its parts go on as
     # documents ID~part1, ID~part2; 'longest', its longest part stays; 'drop';
     # 'note', only its trail says so.

@@ -49,7 +49,12 @@ def story(found: Sequence[engine.Pass], identifier: str) -> Iterator[str]:
     ValueError: if no pass has it.
   """
   done = [one for one in found if one.manifest()]
+  # Parts of a document that was split begin in a later pass.
+  begun = 0
   first = find(done[0], identifier) if done else None
+  while first is None and begun + 1 < len(done):
+    begun += 1
+    first = find(done[begun], identifier)
   if first is None:
     raise ValueError(
       f'no document {identifier!r} was read by this run; ids are in the report, '
@@ -58,8 +63,10 @@ def story(found: Sequence[engine.Pass], identifier: str) -> Iterator[str]:
   yield f'{identifier}, {len(first.texts[0]):,} characters'
   if first.urls[0]:
     yield f'from {first.urls[0]}'
+  for stage, text in first.trails[0] if begun else ():
+    yield f'  {stage}: {text}'
   last = first
-  for one in done[1:]:
+  for one in done[begun + 1 :]:
     now = find(one, identifier)
     if now is None:
       break

@@ -163,7 +163,7 @@ class Perplexity(learned.Learned):
       )
       seen = [o for o in found if o.source in names and not o.heldout]
       _train(folder, language, [one.text for one in seen], training)
-      every += seen
+      every += [one for one in found if one.source in names]
       scorer = Scorer(folder, language, 'own')
       heldout = [one for one in found if one.heldout or one.source not in names]
       values = scorer.perplexities([one.text[:4_000] for one in heldout])

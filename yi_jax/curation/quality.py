@@ -26,7 +26,7 @@ def defaults() -> dict[str, Any]:
     'model': 'data/filters/quality',
     # Language -> score, 0 to 1, below which a document goes; ours. Languages
     # without a model have no score and stay.
-    'thresholds': {'en': 0.1, 'zh': 0.1},
+    'thresholds': {'en': 0.05, 'zh': 0.05},
     'training': {
       # Language -> sources of yi_jax.data.sources.
       'good': {
@@ -186,12 +186,22 @@ class _Trial:
     )
 
   def by_source(self, language: str, values: np.ndarray) -> list[dict]:
-    """Returns percentiles of the scores of each source."""
+    """Returns percentiles of the scores of each source.
+
+    The AUC is that of its documents against those of the other side.
+    """
+
+    def area(name: str) -> float:
+      side = name in self._good
+      shown = (self.sources == name) | (self.labels != side)
+      return linear.area(values[shown], self.labels[shown])
+
     return [
       {
         'language': language,
         'source': str(name),
         'side': 'good' if name in self._good else 'bad',
+        'AUC': area(name),
         **{
           f'{p}%': float(np.percentile(values[self.sources == name], p))
           for p in (5, 25, 50, 75, 95)
