@@ -311,10 +311,14 @@ class _Cutter:
       number: kind in ('groups', common_urns.side_inputs.MULTIMAP.urn)
       for number, (_, kind) in sinks.items()
     }
-    name = consumer if isinstance(consumer, str) else consumer.full_label
+    named = consumer
+    if isinstance(consumer, str):  # a side input
+      named = self._graph.producers[collection]
     grouped = bool(source) and source[1] == 'groups'
     segment = segments.Segment(calls, entry, grouped, keyed)
-    self._cuts.append(_Cut(name, source, values, segment, sides, sinks))
+    self._cuts.append(
+      _Cut(named.full_label, source, values, segment, sides, sinks)
+    )
     for stored, waiting in later:
       self._add(stored[0], waiting, stored, ())
 
