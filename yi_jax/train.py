@@ -7,6 +7,7 @@ devices. Running the same command again continues from the newest checkpoint.
 import collections
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,11 +18,14 @@ from typing import Any
 import jax
 import ml_collections
 from absl import flags
+from jax.experimental import multihost_utils
 
 from yi_jax import app, compilation_cache, paths
+from yi_jax.checkpoints import peft
 from yi_jax.data import loader as data_loader
 from yi_jax.data import prepared, tokenizer
 from yi_jax.models import config as model_config
+from yi_jax.models import lora
 from yi_jax.serving import generation
 from yi_jax.sharding import mesh as meshes
 from yi_jax.sharding import pipeline, start
@@ -352,6 +356,8 @@ def _train(
     'seconds': past.get('seconds', 0.0) + time.monotonic() - started,
   }
   checkpoints.complete()
+  if run.model.lora:
+    _write_adapter(config, run, state, f'{folder.path}/adapter')
   if chief:
     report.write(folder.path, values)
     folder.push()
@@ -426,8 +432,8 @@ def _samples(
   # Training rows begin a document after an end mark.
   rows = [[words.eos_id, *words.encode(prompt)] for prompt in prompts]
   generator = generation.Generator(
-    run.model,
-    state.params,
+    run.model.replace(lora=None),
+    lora.fold(state.params, run.model.lora),
     max_length=max(map(len, rows)) + config.sample.tokens,
     vocabulary_size=words.size,
   )
@@ -442,6 +448,26 @@ def _samples(
     {'prompt': prompt, 'text': words.decode(ids)}
     for prompt, ids in zip(prompts, made, strict=True)
   ]
+
+
+def _write_adapter(
+  config: ml_collections.ConfigDict,
+  run: run_config.Run,
+  state: train_state.TrainState,
+  path: str,
+) -> None:
+  """Writes the adapter as PEFT reads it; the checkpoints hold it too."""
+  _, adapter = lora.detach(state.params)
+  adapter = multihost_utils.process_allgather(adapter, tiled=True)
+  if jax.process_index() == 0:
+    shutil.rmtree(path, ignore_errors=True)  # of an earlier end of this run
+    peft.save_adapter(
+      run.model.replace(lora=None),
+      run.model.lora,
+      adapter,
+      path,
+      config.init_from,
+    )
 
 
 def _introduce(number: int, seconds: float) -> None:

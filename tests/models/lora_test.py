@@ -1,9 +1,12 @@
 """LoRA: the change is scale * A B, and only A and B learn."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from yi_jax.models import config as config_lib
 from yi_jax.models import layout, lora, transformer
@@ -205,3 +208,42 @@ def test_an_adapter_that_does_not_fit_is_refused(params, adapter):
   half = {'layers': {'mlp': {'up_proj': {'lora_A': np.zeros((16, 4))}}}}
   with pytest.raises(ValueError, match=r'up_proj/lora_A is no half'):
     lora.merge(params, half, _LORA)
+
+
+@pytest.mark.parametrize('bits', [32, 8])
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'unrolled'])
+def test_a_model_with_adapters_computes_what_the_folded_one_does(
+  params, adapter, scan, bits
+):
+  config = dataclasses.replace(_LORA, base_bits=bits)
+  model, both = _MODEL, (params, adapter)
+  if not scan:
+    model = _MODEL.replace(scan_layers=False)
+    apart = layout.unroll(_MODEL, params)[1]
+    shapes = lora.init(config, apart, jax.random.key(0))
+    both = apart, _random(shapes)
+  held = lora.attach(*both, config)
+  adapted = model.replace(lora=config)
+  want = jax.tree.map(
+    lambda leaf: (leaf.shape, leaf.dtype), transformer.abstract_params(adapted)
+  )
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), held) == want
+  folded = lora.fold(held, config)
+  np.testing.assert_allclose(
+    _logits(adapted, held), _logits(model, folded), rtol=1e-4, atol=1e-4
+  )
+  found, again = lora.detach(held)
+  jax.tree.map(np.testing.assert_array_equal, again, both[1])
+  for name, kernel in traverse_util.flatten_dict(found, sep='/').items():
+    was = traverse_util.flatten_dict(both[0], sep='/')[name]
+    step = 0.0
+    if bits == 8 and lora.is_target(config, name.rpartition('/')[0]):
+      step = np.abs(was).max(-2, keepdims=True) / 127
+    assert (np.abs(kernel - was) <= step * 0.501).all(), name
+  asked = config_lib.ModelConfig.from_dict(adapted.to_dict())
+  assert asked == adapted
+
+
+def test_only_bits_that_there_are():
+  with pytest.raises(ValueError, match='8 or 32 bits, not 4'):
+    lora.LoraConfig(base_bits=4)

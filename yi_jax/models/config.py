@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from yi_jax import spelling
+from yi_jax.models import lora as lora_lib
 
 ATTENTIONS = ('full', 'sliding')
 ROPE_TYPES = ('linear', 'dynamic', 'yarn')
@@ -103,6 +104,7 @@ class ModelConfig:
     rms_norm_eps: added to the mean square before the root.
     rope_theta: base of the rotary embedding; belongs to the checkpoint.
     rope_scaling: positions stretched on top of that; no Yi has it.
+    lora: adapters beside the kernels, see models/lora.py; None has none.
     max_position_embeddings: tokens the checkpoint was trained for.
     tie_word_embeddings: the output reuses the embedding.
     attention_bias: biases on the q, k, v and o projections (no Yi has them).
@@ -126,6 +128,7 @@ class ModelConfig:
   rms_norm_eps: float = 1e-5
   rope_theta: float = 5e6
   rope_scaling: RopeScaling | None = None
+  lora: lora_lib.LoraConfig | None = None
   max_position_embeddings: int = 4096
   tie_word_embeddings: bool = False
   attention_bias: bool = False
@@ -209,11 +212,13 @@ class ModelConfig:
     """Rebuilds a config from `to_dict`."""
     pattern = tuple(LayerSpec(**spec) for spec in values['layer_pattern'])
     scaling = values.get('rope_scaling')  # checkpoints of before have no key
+    adapter = values.get('lora')
     return cls(
       **{
         **values,
         'layer_pattern': pattern,
         'rope_scaling': scaling and RopeScaling(**scaling),
+        'lora': adapter and lora_lib.LoraConfig(**adapter),
       }
     )
 

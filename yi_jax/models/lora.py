@@ -5,8 +5,12 @@ Axes: I in, O out, R rank, L layers where they are stacked.
 An adapter is a small tree beside that of the model: where a module has a
 `kernel` [..., I, O], the adapter has `lora_A` [..., I, R] and `lora_B`
 [..., R, O] for it. `merge` gives the parameters of the adapted model, so that
-whatever takes parameters takes an adapter too; inside a differentiated function
-it passes gradients on to A and B. Weights are needed only by `merge`.
+whatever takes parameters takes an adapter too.
+
+To train one, a model with `config.lora` holds both trees in one (`attach`,
+`detach`) and computes x W + scale (x A) B, which needs no gradient of W. Its W
+may be 8-bit numbers: int8 `kernel` with `kernel_scale` [..., O]. `fold` turns
+such a model into a plain one.
 """
 
 import dataclasses
@@ -33,17 +37,24 @@ class LoraConfig:
     targets: regex that the whole '/'-joined name of a kernel must match. The
       default is attention's four in every layer, stacked or not.
     rslora: whether it is alpha / sqrt(rank) instead (Kalajdzievski 2023).
+    base_bits: of the numbers of adapted kernels while an adapter is trained: 32
+      or 8, one scale a column.
   """
 
   rank: int = 8
   alpha: float = 16.0
   targets: str = '.*/self_attn/.*/kernel'
   rslora: bool = False
+  base_bits: int = 32
 
   def __post_init__(self) -> None:
     """Raises ValueError for what cannot be, naming it."""
     if not isinstance(self.rank, int) or self.rank < 1:
       raise ValueError(f'the rank of LoRA is {self.rank!r}, not 1 or more')
+    if self.base_bits not in (8, 32):
+      raise ValueError(
+        f'the base of LoRA has numbers of 8 or 32 bits, not {self.base_bits!r}'
+      )
     if not 0 < self.alpha < math.inf:
       raise ValueError(f'the alpha of LoRA is {self.alpha!r}, not positive')
     try:
@@ -125,6 +136,78 @@ def merge(params: Params, adapter: Params, config: LoraConfig) -> Params:
     wide = kernel.astype(jnp.float32) + config.scale * change
     merged[name] = wide.astype(kernel.dtype)
   return traverse_util.unflatten_dict(merged, sep='/')
+
+
+def attach(params: Params, adapter: Params, config: LoraConfig) -> Params:
+  """Returns one tree of a model and its adapter, as `config.lora` wants it.
+
+  Args:
+    params: of the plain model, in float32.
+    adapter: from `init`.
+    config: of the adapter; with base_bits = 8 the kernels are rounded.
+  """
+  flat = {**_flat(params), **_flat(adapter)}
+  if config.base_bits == 8:
+    for module in modules(adapter):
+      name = f'{module}/{_KERNEL}'
+      flat[name], flat[f'{name}_scale'] = quantize(flat[name])
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def detach(params: Params) -> tuple[Params, Params]:
+  """Undoes `attach`: (parameters of the plain model, adapter)."""
+  flat = _flat(params)
+  adapter = {k: v for k, v in flat.items() if is_adapter(k)}
+  plain = {k: v for k, v in flat.items() if k not in adapter}
+  for name in [k for k in plain if k.endswith(f'/{_KERNEL}_scale')]:
+    kernel = name.removesuffix('_scale')
+    plain[kernel] = dequantize(plain[kernel], plain.pop(name))
+  return tuple(
+    traverse_util.unflatten_dict(half, sep='/') for half in (plain, adapter)
+  )
+
+
+def fold(params: Params, config: LoraConfig | None) -> Params:
+  """Returns the plain parameters that do what a model with adapters does."""
+  if config is None:
+    return params
+  return merge(*detach(params), config)
+
+
+def is_adapter(name: str) -> bool:
+  """Returns whether a parameter is one half of an adapter."""
+  return name.endswith(('/lora_A', '/lora_B'))
+
+
+def is_target(config: LoraConfig | None, module: str) -> bool:
+  """Returns whether the kernel of a module is adapted.
+
+  Args:
+    config: of the adapter; None adapts nothing.
+    module: '/'-joined name.
+  """
+  return bool(config and re.fullmatch(config.targets, f'{module}/{_KERNEL}'))
+
+
+def quantize(kernel: Any) -> tuple[jax.Array, jax.Array]:
+  """Rounds a kernel to int8, to the nearest of 255 steps a column.
+
+  Args:
+    kernel: [..., I, O].
+
+  Returns:
+    (int8 [..., I, O], float32 [..., O]); their product is the kernel, but for
+    half a step.
+  """
+  wide = jnp.asarray(kernel, jnp.float32)
+  scale = jnp.max(jnp.abs(wide), axis=-2) / 127
+  steps = wide / jnp.maximum(scale, 1e-30)[..., None, :]
+  return jnp.round(steps).astype(jnp.int8), scale
+
+
+def dequantize(kernel: Any, scale: Any) -> jax.Array:
+  """Undoes `quantize`: float32 [..., I, O]."""
+  return jnp.asarray(kernel, jnp.float32) * jnp.asarray(scale)[..., None, :]
 
 
 def param_axes(adapter: Params, axes: Params) -> Params:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from yi_jax.models import attention, kv_cache, rope
+from yi_jax.models import attention, kv_cache, linear, rope
 from yi_jax.models import config as config_lib
 
 # Between blocks the length may be cut further than where tokens meet.
@@ -71,60 +71,6 @@ def _unpinned(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return x
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., D] times [D, F], with a backward pass that suits the platform."""
-  return x @ kernel
-
-
-def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple:
-  return x @ kernel, (x, kernel)
-
-
-def _product_backward(saved: tuple, grad: jax.Array) -> tuple:
-  x, kernel = saved
-
-  def flat(x: jax.Array, grad: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1]).T @ grad.reshape(-1, grad.shape[-1])
-
-  def whole(x: jax.Array, grad: jax.Array) -> jax.Array:
-    return jnp.einsum('...D,...F->DF', x, grad)
-
-  # XLA:CPU transposes both operands of a sum over several axes, element by
-  # element (a tenth of a step); elsewhere it need not, and T may be cut over
-  # devices, which no longer shows in a flat one.
-  kernel_grad = jax.lax.platform_dependent(x, grad, cpu=flat, default=whole)
-  return grad @ kernel.T, kernel_grad
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-class Linear(nn.Module):
-  """A product with a [in, out] kernel, and a bias if asked for."""
-
-  features: int
-  axes: tuple[str, str]
-  config: config_lib.ModelConfig
-  use_bias: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.normal(self.config.initializer_range)
-    kernel = self.param(
-      'kernel',
-      nn.with_logical_partitioning(init, self.axes),
-      (x.shape[-1], self.features),
-      jnp.float32,
-    )
-    y = _product(x, kernel.astype(x.dtype))
-    if self.use_bias:
-      zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-      bias = self.param('bias', zeros, (self.features,), jnp.float32)
-      y += bias.astype(x.dtype)
-    return y
-
-
 class RMSNorm(nn.Module):
   """Root-mean-square norm (Zhang and Sennrich 2019), in float32."""
 
@@ -162,10 +108,10 @@ class Attention(nn.Module):
     B, T, _ = x_BTD.shape
 
     def project(name: str, heads: int, axis: str) -> jax.Array:
-      linear = Linear(
+      one = linear.Linear(
         heads * c.head_dim, ('embed', axis), c, c.attention_bias, name=name
       )
-      y = linear(x_BTD).reshape(B, T, heads, c.head_dim)
+      y = one(x_BTD).reshape(B, T, heads, c.head_dim)
       places = ('activation_batch', 'activation_length')
       return self.constrain(y, (*places, f'activation_{axis}', None))
 
@@ -189,7 +135,7 @@ class Attention(nn.Module):
     mask = kv_cache.mask(context.tokens, memory, self.spec.window)
     k, v = memory.k.astype(q.dtype), memory.v.astype(q.dtype)
     out = self.attention_fn(q, k, v, mask).reshape(B, T, -1)
-    o_proj = Linear(
+    o_proj = linear.Linear(
       c.hidden_size, ('heads', 'embed'), c, c.attention_bias, name='o_proj'
     )
     return o_proj(out), slots, memory
@@ -205,8 +151,8 @@ class MLP(nn.Module):
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     c = self.config
     wide = (c.intermediate_size, ('embed', 'mlp'), c)
-    gate_BTF = Linear(*wide, name='gate_proj')(x_BTD)
-    up_BTF = Linear(*wide, name='up_proj')(x_BTD)
+    gate_BTF = linear.Linear(*wide, name='gate_proj')(x_BTD)
+    up_BTF = linear.Linear(*wide, name='up_proj')(x_BTD)
     # Only its two inputs are kept for the backward pass: making the rest again
     # is cheaper than storing it.
     gated = jax.checkpoint(lambda gate, up: nn.silu(gate) * up)
@@ -214,7 +160,9 @@ class MLP(nn.Module):
       gated(gate_BTF, up_BTF),
       ('activation_batch', 'activation_length', 'activation_mlp'),
     )
-    return Linear(c.hidden_size, ('mlp', 'embed'), c, name='down_proj')(y_BTF)
+    return linear.Linear(c.hidden_size, ('mlp', 'embed'), c, name='down_proj')(
+      y_BTF
+    )
 
 
 class DecoderLayer(nn.Module):

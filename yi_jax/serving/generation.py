@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from yi_jax.models import attention, kv_cache, layout, transformer
+from yi_jax.models import attention, kv_cache, layout, linear, transformer
 from yi_jax.models import config as config_lib
 from yi_jax.serving import sampling
 
@@ -408,7 +408,7 @@ def _apply_transposed(
     context: nn.module.InterceptorContext,
   ) -> Any:
     module = context.module
-    if not isinstance(module, transformer.Linear):
+    if not isinstance(module, linear.Linear):
       return call(*arguments, **named)
     [x] = arguments
     *parent, name = module.path

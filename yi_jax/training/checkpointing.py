@@ -28,7 +28,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from yi_jax.models import config as model_config
-from yi_jax.models import layout, transformer
+from yi_jax.models import layout, lora, transformer
 from yi_jax.sharding import rules
 from yi_jax.training import state as train_state
 
@@ -348,7 +348,8 @@ def refuse_other_weights(
 
 
 def _shapes(config: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns name -> shape of the parameters, in the unrolled layout."""
+  """Returns name -> shape of the parameters, unrolled, without adapters."""
+  config = config.replace(lora=None)
   params = jax.eval_shape(
     lambda params: layout.unroll(config, params)[1],
     transformer.abstract_params(config),
@@ -398,11 +399,12 @@ def load_params(
   Args:
     workdir: of a training run.
     step: which checkpoint; None takes the newest that can be read.
-    shardings: where to put each array, a tree as the parameters'; None puts
-      all on the first local device.
+    shardings: where to put each array, a tree as that of the manifest's model;
+      None puts all on the first local device.
 
   Returns:
-    (model config, nested dict of float32 arrays, manifest).
+    (model config, nested dict of float32 arrays, manifest). Adapters are added
+    to the kernels they are for.
 
   Raises:
     FileNotFoundError: if there is no such checkpoint.
@@ -429,7 +431,7 @@ def load_params(
       continue
     for complaint in complaints:
       logging.warning('skipped damaged checkpoint %s', complaint)
-    return config, params, found
+    return config.replace(lora=None), lora.fold(params, config.lora), found
   raise OSError(
     f'no checkpoint in {folder} can be read: {"; ".join(complaints)}'
   )
@@ -461,7 +463,8 @@ def load_into(
   )
   _, params, _ = load_params(workdir, shardings=theirs)
   if found.scan_layers == config.scan_layers:
-    return params
+    return params if found.lora is None else jax.device_put(params, ours)
+  found = found.replace(lora=None)
   change = layout.stack if config.scan_layers else layout.unroll
   return jax.jit(lambda p: change(found, p)[1], out_shardings=ours)(params)
 
@@ -535,7 +538,7 @@ def _digest(tree: Any) -> jax.Array:
   """
   total = jnp.zeros((), jnp.uint32)
   for leaf in jax.tree.leaves(tree):
-    kind = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf, kind)
     total += jnp.sum(bits, dtype=jnp.uint32)
   return total

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from yi_jax.models import lora
 from yi_jax.training import schedules
 
 Params = dict[str, Any]
@@ -34,6 +35,7 @@ class Settings:
   weight_decay: float
   clip_norm: float
   z_loss: float
+  neftune_alpha: float
   trainable: str
   accumulate_steps: int
 
@@ -61,7 +63,10 @@ def check(settings: Settings, steps: int, axes: Params) -> None:
       raise ValueError(f'optimizer.{name} is a share, between 0 and 1')
   if settings.eps <= 0:
     raise ValueError('optimizer.eps must be positive')
-  for name in ('learning_rate', 'weight_decay', 'clip_norm', 'z_loss'):
+  for name in ('learning_rate', 'weight_decay', 'clip_norm') + (
+    'z_loss',
+    'neftune_alpha',
+  ):
     if getattr(settings, name) < 0:
       raise ValueError(f'optimizer.{name} must not be negative')
   if len(settings.betas) != 2 or not all(0 <= b < 1 for b in settings.betas):
@@ -70,6 +75,12 @@ def check(settings: Settings, steps: int, axes: Params) -> None:
     chosen = _trainable_names(settings.trainable, axes)
   except re.error as error:
     raise ValueError(f'optimizer.trainable is no regex: {error}') from error
+  rounded = [n for n in chosen if f'{n}_scale' in _flat(axes)]
+  if rounded:
+    raise ValueError(
+      f'optimizer.trainable {settings.trainable!r} matches {rounded[0]}, which '
+      'lora.base_bits = 8 rounds: train adapters and norms, or take 32 bits'
+    )
   if not chosen:
     names = list(_flat(axes))
     raise ValueError(
@@ -105,12 +116,16 @@ def merge(trainable: Params, frozen: Params) -> Params:
 def decays(params: Params) -> Params:
   """Returns which parameters weight decay shrinks: a tree of bools.
 
-  Matrices of the layers and the output matrix. Not norms and biases, whose
+  Matrices of the layers, adapters' too, and the output matrix. Not norms and biases, whose
   size carries meaning, and not the embedding: its rare rows get a gradient
   only now and then and would fade in between.
   """
   return traverse_util.unflatten_dict(
-    {name: name.endswith('/kernel') for name in _flat(params)}, sep='/'
+    {
+      name: name.endswith('/kernel') or lora.is_adapter(name)
+      for name in _flat(params)
+    },
+    sep='/',
   )
 
 

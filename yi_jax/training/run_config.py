@@ -11,9 +11,9 @@ import json
 import re
 from typing import Any
 
-from yi_jax import spelling
+from yi_jax import paths, spelling
 from yi_jax.models import config as model_config
-from yi_jax.models import transformer
+from yi_jax.models import lora, transformer
 from yi_jax.training import optimizer
 
 # What may differ between a run and its continuation: how far, how often and
@@ -49,7 +49,8 @@ def defaults() -> dict[str, Any]:
     # A workdir whose newest parameters start this run; '' means fresh weights.
     'init_from': '',
     'model': {
-      # One of yi_jax.models.config.preset_names().
+      # One of yi_jax.models.config.preset_names(), or 'init_from': the model
+      # whose weights start the run.
       'preset': 'tiny',
       # Fields of ModelConfig that differ from the preset; None keeps it.
       'overrides': {
@@ -57,42 +58,20 @@ def defaults() -> dict[str, Any]:
         for field in dataclasses.fields(model_config.ModelConfig)
       },
     },
-    'data': {
-      # Where raw files, vocabularies and packed rows live; a relative path
-      # starts at the repository.
-      'root': 'data',
-      # What is read, one of yi_jax.data.mixtures.
-      'mixture': 'quickstart',
-      # Task name -> rate, instead of the mixture's own. With none set, those
-      # are kept: --config.data.rates.en_books_plays=1 reads plays alone.
-      'rates': {},
-      # Other rates later in the run: ((first token, {task: rate, ...}), ...),
-      # tokens counted over the whole run. A stage reads nothing but its tasks.
-      'stages': (),
-      # Folder name below ROOT/vocabularies, and its size in pieces when
-      # `prepare` has to train it. Or a path with a '/': the tokenizer of that
-      # checkpoint (folder or .gguf), its size being 0 here or what it has.
-      'vocabulary': 'quickstart',
-      'vocabulary_size': 8192,
-      # Tokens a row.
-      'length': 512,
-      # Tokens a step, over all devices: a multiple of length.
-      'batch_tokens': 4096,
-      # Documents kept away from training: this share of them, and at least
-      # so many bytes a language.
-      'heldout_fraction': 0.01,
-      'heldout_bytes': 200_000,
-      # Tasks of conversations.
-      'chat': {
-        # Their format, one of yi_jax.data.chatml.TEMPLATES.
-        'template': 'chatml',
-        # What counts the same in the loss: each 'token' that the assistant
-        # wrote, or each 'sample', however long its answers are.
-        'weigh': 'token',
-        # Leaves out records that are no conversations instead of stopping.
-        'skip_invalid': False,
-      },
+    # Adapters that are trained instead of the model, see models/lora.py. They
+    # are in WORKDIR/adapter at the end, as PEFT has them.
+    'lora': {
+      # Of the change to each kernel; 0 trains the model itself.
+      'rank': 0,
+      # The change is alpha / rank times A B; with rslora alpha / sqrt(rank).
+      'alpha': 16.0,
+      'rslora': False,
+      # Regex over the names of kernels.
+      'targets': '.*/(self_attn|mlp)/.*/kernel',
+      # Bits of the numbers of these kernels: 32, or 8 to save memory.
+      'base_bits': 32,
     },
+    'data': _data_defaults(),
     'optimizer': {
       # Peak rate of AdamW.
       'learning_rate': 1e-3,
@@ -115,8 +94,12 @@ def defaults() -> dict[str, Any]:
       'clip_norm': 1.0,
       # Weight of log(Z)^2 in the loss, which keeps logits small; 0 is none.
       'z_loss': 0.0,
+      # Noise on embeddings while training (NEFTune, Jain et al. 2023): uniform
+      # up to neftune_alpha / sqrt(tokens of the segment * hidden_size).
+      'neftune_alpha': 0.0,
       # Regex over whole parameter names such as layers/self_attn/q_proj/kernel;
-      # parameters that do not match stay as they are.
+      # parameters that do not match stay as they are. With lora.rank, '.*' is
+      # the adapters alone.
       'trainable': '.*',
       # Pieces a batch is cut into, one after the other, to save memory.
       'accumulate_steps': 1,
@@ -186,6 +169,46 @@ def defaults() -> dict[str, Any]:
   }
 
 
+def _data_defaults() -> dict[str, Any]:
+  """Returns the section `data` of `defaults`."""
+  return {
+    # Where raw files, vocabularies and packed rows live; a relative path
+    # starts at the repository.
+    'root': 'data',
+    # What is read, one of yi_jax.data.mixtures.
+    'mixture': 'quickstart',
+    # Task name -> rate, instead of the mixture's own. With none set, those
+    # are kept: --config.data.rates.en_books_plays=1 reads plays alone.
+    'rates': {},
+    # Other rates later in the run: ((first token, {task: rate, ...}), ...),
+    # tokens counted over the whole run. A stage reads nothing but its tasks.
+    'stages': (),
+    # Folder name below ROOT/vocabularies, and its size in pieces when
+    # `prepare` has to train it. Or a path with a '/': the tokenizer of that
+    # checkpoint (folder or .gguf), its size being 0 here or what it has.
+    'vocabulary': 'quickstart',
+    'vocabulary_size': 8192,
+    # Tokens a row.
+    'length': 512,
+    # Tokens a step, over all devices: a multiple of length.
+    'batch_tokens': 4096,
+    # Documents kept away from training: this share of them, and at least
+    # so many bytes a language.
+    'heldout_fraction': 0.01,
+    'heldout_bytes': 200_000,
+    # Tasks of conversations.
+    'chat': {
+      # Their format, one of yi_jax.data.chatml.TEMPLATES.
+      'template': 'chatml',
+      # What counts the same in the loss: each 'token' that the assistant
+      # wrote, or each 'sample', however long its answers are.
+      'weigh': 'token',
+      # Leaves out records that are no conversations instead of stopping.
+      'skip_invalid': False,
+    },
+  }
+
+
 def base() -> Any:
   """Returns the defaults as a locked ConfigDict, for experiments to change."""
   import ml_collections  # not on every accelerator image
@@ -228,6 +251,7 @@ class Run:
     spike_factor: see `defaults`.
     strategy: what is cut over which mesh axis, see sharding/rules.py.
     microbatches: see `defaults`, in the section `mesh`.
+    seed: of what is random in a step.
   """
 
   model: model_config.ModelConfig
@@ -239,6 +263,7 @@ class Run:
   spike_factor: float = 0.0
   strategy: str = 'auto'
   microbatches: int = 1
+  seed: int = 0
 
 
 def resolve(config: Any) -> Run:
@@ -292,7 +317,10 @@ def resolve(config: Any) -> Run:
       f'data.length ({data["length"]})'
     )
   profile_range(train['profile'])
-  settings = optimizer.Settings(**_scaled(config['optimizer'], data))
+  section = _scaled(config['optimizer'], data)
+  if model.lora and section['trainable'] == '.*':
+    section['trainable'] = '.*/lora_[AB]'
+  settings = optimizer.Settings(**section)
   run = Run(
     model=model,
     optimizer=settings,
@@ -303,6 +331,7 @@ def resolve(config: Any) -> Run:
     spike_factor=train['spike_factor'],
     strategy=config['mesh']['strategy'],
     microbatches=config['mesh']['microbatches'],
+    seed=config['seed'],
   )
   optimizer.check(settings, run.steps, transformer.param_axes(model))
   if run.rows % settings.accumulate_steps:
@@ -340,7 +369,30 @@ def resolve_model(config: Any) -> model_config.ModelConfig:
   scaling = changes.pop('rope_scaling', None) or {}
   if scaling := {k: v for k, v in scaling.items() if v is not None}:
     changes['rope_scaling'] = scaling
-  return model_config.get_preset(section['preset'], **changes)
+  if section['preset'] == 'init_from':
+    model = _model_of(to_dict(config)['init_from'], changes)
+  else:
+    model = model_config.get_preset(section['preset'], **changes)
+  adapter = dict(to_dict(config)['lora'])
+  if not adapter['rank']:
+    return model
+  if not to_dict(config)['init_from']:
+    raise ValueError(
+      'lora.rank adapts a model that is there: set init_from to its checkpoint'
+    )
+  if to_dict(config)['mesh']['stage'] > 1:
+    raise ValueError('lora.rank and mesh.stage do not go together')
+  return model.replace(lora=lora.LoraConfig(**adapter))
+
+
+def _model_of(source: str, changes: dict[str, Any]) -> model_config.ModelConfig:
+  """Returns the model of a checkpoint, with changes."""
+  from yi_jax.training import weights  # readers of files, not for every step
+
+  if not source:
+    raise ValueError("model.preset = 'init_from' needs init_from")
+  found = weights.describe(paths.in_repository(source))['model']
+  return model_config.ModelConfig.from_dict(found).replace(lora=None, **changes)
 
 
 def profile_range(text: str) -> tuple[int, int] | None:

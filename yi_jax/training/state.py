@@ -1,13 +1,14 @@
 """The training state: what a step reads and writes, and a checkpoint keeps."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from yi_jax.models import transformer
+from yi_jax.models import lora, transformer
 from yi_jax.sharding import rules
 from yi_jax.training import faults, optimizer, run_config
 
@@ -42,7 +43,8 @@ def fresh(
     run: the run.
     mesh: where it lives.
     seed: decides the weights; the same on any mesh.
-    params: weights to start from instead, on the devices of the mesh.
+    params: weights to start from instead, on the devices of the mesh; those
+      of the plain model where adapters are trained, which are made here.
   """
   target = shardings(run, mesh)
   if params is None:
@@ -50,6 +52,11 @@ def fresh(
       lambda key: transformer.init_params(run.model, key),
       out_shardings=target.params,
     )(jax.random.key(seed))
+  elif run.model.lora:
+    params = jax.jit(
+      functools.partial(_adapted, config=run.model.lora),
+      out_shardings=target.params,
+    )(params, jax.random.key(seed))
   else:
     params = jax.device_put(params, target.params)
 
@@ -62,6 +69,12 @@ def fresh(
     rest, out_shardings=(target.step, target.opt_state, target.guard)
   )(params)
   return TrainState(step, params, opt_state, guard)
+
+
+def _adapted(
+  params: dict[str, Any], key: jax.Array, config: lora.LoraConfig
+) -> dict[str, Any]:
+  return lora.attach(params, lora.init(config, params, key), config)
 
 
 def abstract(run: run_config.Run, mesh: jax.sharding.Mesh) -> TrainState:

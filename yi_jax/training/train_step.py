@@ -84,7 +84,10 @@ def make(
   """
   check(run, mesh)
   if objective is None:
-    objective = next_token(run, mesh, attention_fn, z_loss=run.optimizer.z_loss)
+    objective = functools.partial(
+      next_token(run, mesh, attention_fn, z_loss=run.optimizer.z_loss),
+      neftune_alpha=run.optimizer.neftune_alpha,
+    )
   state = train_state.abstract(run, mesh)
   batch = abstract_batch(run, mesh)
   update = jax.jit(
@@ -227,10 +230,15 @@ def _update(
   settings = run.optimizer
   trained, frozen = optimizer.split(state.params, settings.trainable)
   rows = abstract_batch(run, mesh)['tokens'].sharding
+  pieces = _microbatches(batch, settings.accumulate_steps, rows)
+  if settings.neftune_alpha:
+    key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+    keys = jax.random.split(key, settings.accumulate_steps)
+    pieces['noise_key'] = jax.random.key_data(keys)
   grads, sums = _gradients(
     lambda trained, batch: objective(optimizer.merge(trained, frozen), batch),
     trained,
-    _microbatches(batch, settings.accumulate_steps, rows),
+    pieces,
   )
   # One division, by the weight of the whole batch. A batch without any weight
   # has no gradient either.

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
-from yi_jax.checkpoints import companions, hf, lazy, orbax_params
+from yi_jax.checkpoints import companions, gguf, hf, lazy, orbax_params
 from yi_jax.models import config as model_config
-from yi_jax.models import transformer
+from yi_jax.models import lora, transformer
 from yi_jax.sharding import rules
 from yi_jax.training import checkpointing
 
@@ -95,28 +96,70 @@ def open_checkpoint(
   expected = transformer.abstract_params(config)
   if jax.tree.structure(tree) != jax.tree.structure(expected):
     raise OSError(f'{folder} does not hold the parameters of its manifest')
-  return config, tree, manifest
+  return config.replace(lora=None), _folded(tree, config.lora), manifest
+
+
+def _folded(
+  tree: lazy.LazyTree, config: lora.LoraConfig | None
+) -> lazy.LazyTree:
+  """Returns the tree with adapters added to their kernels, layer by layer."""
+  if config is None:
+    return tree
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  adapter = {k: v for k, v in flat.items() if lora.is_adapter(k)}
+  scales = {k: v for k, v in flat.items() if k.endswith('/kernel_scale')}
+  plain = {k: v for k, v in flat.items() if k not in {**adapter, **scales}}
+  for module in {name.rpartition('/')[0] for name in adapter}:
+    name = f'{module}/kernel'
+    halves = adapter[f'{module}/lora_A'], adapter[f'{module}/lora_B']
+    leaves = [plain[name], *halves]
+    if config.base_bits == 8:
+      leaves.append(scales[f'{name}_scale'])
+    layers = zip(*(leaf.parts for leaf in leaves), strict=True)
+    folded = [_folded_leaf(*layer, config=config) for layer in layers]
+    whole = isinstance(plain[name], lazy.Leaf)
+    plain[name] = folded[0] if whole else lazy.Stack(folded)
+  return traverse_util.unflatten_dict(plain, sep='/')
+
+
+def _folded_leaf(
+  kernel: lazy.Leaf,
+  a: lazy.Leaf,
+  b: lazy.Leaf,
+  scale: lazy.Leaf | None = None,
+  *,
+  config: lora.LoraConfig,
+) -> lazy.Leaf:
+  def change(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float32)
+    if scale is not None:
+      x *= scale.read()
+    return x + np.float32(config.scale) * (a.read() @ b.read())
+
+  return kernel.map(change, dtype='float32')
 
 
 def describe(source: str) -> dict[str, Any]:
   """Returns what weights say about themselves: model and vocabulary_hash.
 
   Args:
-    source: a workdir, or a folder of Hugging Face's kind.
+    source: a workdir, a folder of Hugging Face's kind, or a .gguf file.
 
   Raises:
     OSError: if there is no checkpoint, or one without tokenizer.
     ValueError: if it is of another architecture.
   """
-  if not _is_hf(source):
+  if not _is_hf(source) and not _is_gguf(source):
     return checkpointing.newest_manifest(source)
   words, reason = companions.open_tokenizer(pathlib.Path(source))
   if words is None:
     raise OSError(f'nobody can tell what the token ids mean: {reason}')
-  return {
-    'model': hf.read_config(source).to_dict(),
-    'vocabulary_hash': words.hash,
-  }
+  config = (
+    hf.read_config(source)
+    if _is_hf(source)
+    else gguf.open_checkpoint(source)[0]
+  )
+  return {'model': config.to_dict(), 'vocabulary_hash': words.hash}
 
 
 def load_into(
@@ -125,7 +168,7 @@ def load_into(
   """Loads weights as those of a model.
 
   Args:
-    source: a workdir, or a folder of Hugging Face's kind.
+    source: a workdir, a folder of Hugging Face's kind, or a .gguf file.
     config: the model here.
     mesh: where the parameters shall be.
 
@@ -133,16 +176,16 @@ def load_into(
     OSError: if there is no checkpoint, or it cannot be read.
     ValueError: if the weights do not fit, naming one.
   """
-  if not _is_hf(source):
+  config = config.replace(lora=None)
+  if not _is_hf(source) and not _is_gguf(source):
     return checkpointing.load_into(source, config, mesh)
-  found = hf.read_config(source, config.scan_layers)
-  checkpointing.refuse_other_weights({'model': found.to_dict()}, config)
+  load = hf.load_pretrained if _is_hf(source) else gguf.load_gguf
+  found = describe(source)
+  checkpointing.refuse_other_weights(found, config)
   places = rules.shardings(
     mesh, transformer.param_axes(config), transformer.abstract_params(config)
   )
-  return hf.load_pretrained(
-    source, 'float32', places, scan_layers=config.scan_layers
-  )[1]
+  return load(source, 'float32', places, scan_layers=config.scan_layers)[1]
 
 
 def differences(
@@ -163,6 +206,10 @@ def differences(
     for name in ('rope_theta', 'rms_norm_eps')
     if getattr(theirs, name) != getattr(config, name)
   ]
+
+
+def _is_gguf(source: str) -> bool:
+  return source.endswith('.gguf')
 
 
 def _is_hf(source: str) -> bool:
