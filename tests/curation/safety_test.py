@@ -80,13 +80,16 @@ def test_only_what_the_config_names_goes_and_the_rest_is_noted(stage, subject):
   assert 'safety.danger' not in batch.scores
 
 
-def test_classes_with_too_few_texts_are_not_scored(stage):
+def test_a_class_with_too_few_texts_is_scored_by_its_list(stage):
   card = stage.card()
   assert card['classes'] == {'en': ['danger']}
   danger, rare = card['metrics']['By class']
   assert danger['AUC'] > 0.9
   assert rare['texts'] == 0
   assert rare['AUC'] == ''
+  texts = ['never ' * 3 + 'x ' * 200, 'never ' * 20, 'nevermore']
+  values = stage.process(_batch(texts)).scores['safety.rare']
+  assert values.tolist() == pytest.approx([0.6, 1, 0])
 
 
 def test_another_list_is_another_model(stage):

@@ -27,6 +27,9 @@ CLASSES = (
 )
 _FOLDER = 'yi_jax/curation/safety_lists'
 _WEIGHTS = 'weights.npz'
+# Words of a list in 1,000 characters (a shorter text counts as 1,000) at which
+# a class without a scorer of its own has the score 1; ours.
+_PER_THOUSAND = 5
 _WORDS = 3  # longest run of words (Chinese: characters) that is a feature
 _NO_BOUNDS = ('zh', 'ja')  # languages that put nothing between words
 
@@ -58,7 +61,7 @@ def defaults() -> dict[str, Any]:
       },
       # Words of a list, at least, in a text of the class.
       'words': 2,
-      # Texts of a class, at least; with fewer it is not trained.
+      # Texts of a class, at least; with fewer its list alone gives the score.
       'least': 25,
       'characters': 20_000_000,  # of a source
       # Texts of no class, about; the others are left out.
@@ -101,29 +104,25 @@ class Safety(learned.Learned):
 
   def setup(self) -> None:
     """Loads the weights."""
-    card = self.card()
+    self.card()
     self._terms = {
       language: Terms(entries, language not in _NO_BOUNDS)
       for language, entries in self._entries.items()
     }
     with np.load(self.folder / _WEIGHTS) as file:
       self._weights = {name: file[name] for name in file.files}
-    self._classes = card['classes']
 
   def process(self, batch: documents.Batch) -> documents.Batch:
     """Sets `safety`, the highest score of a document."""
     if self._weights is None:
       self.setup()
     highest = batch.score('safety')
-    for language, names in self._classes.items():
+    for language, entries in self._entries.items():
       mine = [i for i in batch.alive() if batch.languages[i] == language]
-      if not mine or not names:
+      if not mine:
         continue
-      rows = self._features().rows([batch.texts[i] for i in mine])
-      values = np.stack(
-        [linear.scores(rows, self._weights[f'{language}.{c}']) for c in names],
-        axis=1,
-      )
+      names = list(entries)
+      values = self._score(language, [batch.texts[i] for i in mine])
       highest[mine] = values.max(1)
       if self.settings['record']:
         for k, name in enumerate(names):
@@ -132,6 +131,21 @@ class Safety(learned.Learned):
         if row.max() >= self._lowest():
           self._judge(batch, i, dict(zip(names, row.tolist(), strict=True)))
     return batch
+
+  def _score(self, language: str, texts: Sequence[str]) -> np.ndarray:
+    """Returns the score of each class, float32[texts, classes]."""
+    rows = self._features().rows(texts)
+    counts = [self._terms[language].count(text) for text in texts]
+    sizes = np.array([max(1, len(text) / 1_000) for text in texts])
+    columns = []
+    for name in self._entries[language]:
+      theta = self._weights.get(f'{language}.{name}')
+      if theta is None:
+        found = np.array([count.get(name, 0) for count in counts])
+        columns.append(np.minimum(1, found / sizes / _PER_THOUSAND))
+      else:
+        columns.append(linear.scores(rows, theta))
+    return np.stack(columns, axis=1).astype(np.float32)
 
   def _lowest(self) -> float:
     return min([self.settings['note'], *self.settings['drop'].values()])
@@ -169,7 +183,7 @@ class Safety(learned.Learned):
         root,
         names,
         most=training['characters'],
-        characters=3_000,
+        characters=8_000,
         seed=training['seed'],
         heldout=training['heldout'],
       )
@@ -200,8 +214,9 @@ class Safety(learned.Learned):
         'score high in violence, substance_abuse and others.',
         'Texts of no class were thinned out: among all texts the precision is '
         'lower.',
-        'A class without figures had too few texts in the sources and is not '
-        'scored; those with a few dozen are hardly better. Pornography and '
+        'A class without figures had too few texts in the sources: its score is '
+        'how often words of its list occur. Those with a few dozen texts are '
+        'hardly better. Pornography and '
         'hate as a crawl has them are not among the sources.',
       ],
     }
