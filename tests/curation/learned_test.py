@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from yi_jax import app, curate
 from yi_jax.curation import learned, training
 
 _STAGE = """
@@ -131,3 +132,24 @@ def test_wrong_names_are_told(config):
     kind({**section, 'training': {'seeds': 1}})
   with pytest.raises(ValueError, match="mine.act is 'x': one of 'a', 'b'"):
     learned.choices('mine.act', 'x', ('a', 'b'))
+
+
+def test_the_verb_trains_and_shows_the_card(config, tmp_path, capsys):
+  path = tmp_path / 'run.py'
+  path.write_text(
+    'import json, ml_collections\n'
+    'def get_config():\n'
+    f'  return ml_collections.ConfigDict(json.loads({config.to_json()!r}))\n'
+  )
+  arguments = [f'--config={path}', f'--workdir={tmp_path / "run"}']
+  flags = curate.FLAGS
+
+  def run(*more):
+    return app.run(curate.main, flags, example='', argv=[*arguments, *more])
+
+  assert run('--train=mine', '--config.mine.training.seed=2') == 0
+  assert '* AUC: 0.9877' in capsys.readouterr().out
+  assert len(np.load(tmp_path / 'filters/mine/weights.npy')) == 5
+  assert not (tmp_path / 'run').exists()
+  assert run('--train=mime') == app.BAD_INPUT
+  assert "did you mean 'mine'" in capsys.readouterr().err
