@@ -49,7 +49,6 @@ def _section(folder, **given):
       },
       'zh': {'law': ('zh_law',), 'food': ('zh_food',)},
     },
-    'ads_of': {'en': ('home',)},
     'phrases': _PHRASES,
     'characters': 60_000,
     'bits': 13,
@@ -97,7 +96,7 @@ def test_held_out_documents_are_told_apart(folder):
   card = topics.Topics(_section(folder)).card()
   table = card['metrics']['Held-out documents by topic']
   assert [(row['language'], row['topic']) for row in table] == [
-    *(('en', 'sport'), ('en', 'law'), ('en', 'home'), ('en', 'ads')),
+    *(('en', 'sport'), ('en', 'law'), ('en', 'home')),
     *(('zh', 'law'), ('zh', 'food')),
   ]
   for row in table:
@@ -105,6 +104,10 @@ def test_held_out_documents_are_told_apart(folder):
     assert row['precision'] > 0.9
     assert row['recall'] > 0.9
   assert card['metrics']['accuracy, en'] > 0.95
+  assert {
+    row['source']: row['ads']
+    for row in card['metrics']['Documents that are ads by the list']
+  } == {**dict.fromkeys(_WORDS, 0), 'shop': 30}
   apart = card['metrics']['Recall of a source that training has not seen']
   assert [row['without'] for row in apart] == ['sport', 'tennis']
   assert all(0 <= row['recall'] <= 1 for row in apart)
@@ -127,9 +130,9 @@ def test_topics_of_new_texts(folder):
   assert {entry['topics'] for entry in ads.metadata} == {'ads'}
   chinese = one.process(_batch(['饺子好吃，味道米饭餐厅' * 5], 'zh'))
   assert chinese.metadata == [{'topics': 'food'}]
-  # A language without a model has no topic.
-  other = one.process(_batch(['buy now'], 'de'))
-  assert other.metadata == [{}]
+  # A language without a model has no topic, but ads.
+  other = one.process(_batch(['ein Satz', 'buy now'], 'de'))
+  assert other.metadata == [{'topics': 'unknown'}, {'topics': 'ads'}]
   assert np.isnan(other.scores['topics.probability'][0])
 
 
@@ -167,6 +170,8 @@ def test_words_that_sell_count_by_the_hundred():
   words = ' '.join(['word'] * 96)
   assert topics.sells(f'{words} price and the price', phrases) == 2
   assert topics.sells('priceless', phrases) == 0
+  # 60 characters are 40 words.
+  assert topics.sells('全场特价' * 15, ['特价']) == pytest.approx(37.5)
 
 
 def _changed(**given):
@@ -180,7 +185,6 @@ def _changed(**given):
     ({'rates': {'news': 2}}, 'topics.rates.news is 2: a share'),
     ({'least': 7}, 'topics.least is 7: a probability'),
     (_changed(topics={'en': {'news': ('en_news',)}}), 'at least two topics'),
-    (_changed(ads_of={'en': ('nwes',)}), "ads_of.en is 'nwes': one of 'news'"),
     (
       _changed(topics={'en': {'ads': ('a',), 'other': ('b',)}}),
       "'ads' is taken",
@@ -193,15 +197,14 @@ def test_a_wrong_section_is_refused(given, message):
 
 
 def test_a_topic_without_texts_is_refused(tmp_path, monkeypatch):
-  for name in ('sport', 'shop'):
-    source = sources.Source('', 'en', 'web', 0.1, _texts(_WORDS[name], 20))
+  for name, count in (('sport', 20), ('shop', 0)):
+    source = sources.Source('', 'en', 'web', 0.1, _texts(_WORDS[name], count))
     monkeypatch.setitem(sources.SOURCES, name, source)
   training = {
     'topics': {'en': {'sport': ('sport',), 'home': ('shop',)}},
-    'ads_of': {'en': ('home',)},
     'bits': 10,
     'steps': 2,
   }
   section = _section(tmp_path, training=training, rates={})
-  with pytest.raises(ValueError, match="no text of 'ads' in 'en'"):
+  with pytest.raises(ValueError, match="no text of 'home' in 'en'"):
     topics.Topics(section).train(tmp_path)

@@ -5,12 +5,15 @@ little use, ads above all (arXiv:2403.04652, 2.1); it published no ratios, so th
 rates are ours. To want more of knowledge is to keep less of the others.
 
 A topic is learnt from sources that are about it: a logistic regression on
-hashed n-grams (see `linear`) for each topic against the rest, a set of them for
-each language. No source of ours is made of ads: pages of C4 count as ads if
-many of their words sell something. What no topic is sure of is `unknown`.
+hashed words and pairs of words (see `linear`; Chinese: characters) for each
+topic against the rest, a set of them for each language. Runs of characters,
+which `linear` can count too, would tell of style more than of subject. What no
+topic is sure of is `unknown`. No source of ours is made of ads, so they are
+known by words that sell, from a list.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -19,10 +22,13 @@ from typing import Any
 import numpy as np
 
 from yi_jax.curation import documents, learned, linear, samples
+from yi_jax.curation import language as language_stage
 
 UNKNOWN, ADS = 'unknown', 'ads'
 _WEIGHTS = 'weights.npz'
 _SHORTEST, _LONGEST = 100, 3_000  # characters of a training passage
+_HAN = re.compile('[\u3400-\u9fff]')
+_HAN_A_WORD = 1.5
 _LEAST_WORDS = 40  # a text of fewer words counts as one of so many
 
 
@@ -34,7 +40,7 @@ def defaults() -> dict[str, Any]:
     # for 'unknown' (ours).
     'rates': {'ads': 0.1, 'posts': 0.5, 'news': 0.7},
     # A topic below this probability is none.
-    'least': 0.5,
+    'least': 0.3,
     'seed': 0,
     'training': {
       # Language -> topic -> sources of yi_jax.data.sources.
@@ -59,9 +65,8 @@ def defaults() -> dict[str, Any]:
           'exercises': ('zh_math',),
         },
       },
-      # Language -> topics whose documents become ads if so many of a hundred
-      # words begin one of the phrases.
-      'ads_of': {'en': ('other',)},
+      # A document is an ad if so many of a hundred of its words begin one of
+      # the phrases, whatever its language or topic.
       'ads_per_hundred': 1.0,
       'phrases': (
         *('free shipping', 'add to cart', 'buy now', 'shop now', 'order now'),
@@ -71,12 +76,22 @@ def defaults() -> dict[str, Any]:
         *('book online', 'sign up', 'subscribe', 'we offer', 'we provide'),
         *('we specialize', 'guarantee', 'guaranteed', 'click here', 'cheap'),
         *('affordable', 'shipping', 'warranty', 'suppliers', 'purchase'),
+        *('包邮', '特价', '优惠', '折扣', '促销', '抢购', '秒杀', '批发'),
+        *(
+          '厂家直销',
+          '立即购买',
+          '欢迎来电',
+          '咨询热线',
+          '联系电话',
+          '免费咨询',
+        ),
+        *('限时', '报价', '加微信', '代理加盟'),
       ),
-      'characters': 400_000,  # of a source
+      'characters': 600_000,  # of a source
       'heldout': 0.2,  # share of the documents, for measuring
-      'bits': 18,  # 2**bits columns
+      'bits': 16,  # 2**bits columns
       'penalty': 1e-5,  # of the squared weights
-      'steps': 40,  # of L-BFGS
+      'steps': 30,  # of L-BFGS
       'seed': 0,
     },
   }
@@ -96,9 +111,9 @@ class Topics(learned.Learned):
         f'topics.least is {self.settings["least"]}: a probability, 0 to 1'
       )
     _check(self.training)
-    every = {UNKNOWN}
-    for language in self.training['topics']:
-      every.update(topics_of(self.training, language))
+    every = {UNKNOWN, ADS}
+    for topics in self.training['topics'].values():
+      every.update(topics)
     for topic, rate in self.settings['rates'].items():
       learned.choices('topics.rates: a topic', topic, sorted(every))
       if not isinstance(rate, int | float) or not 0 <= rate <= 1:
@@ -119,34 +134,37 @@ class Topics(learned.Learned):
     by_language: dict[str, list[int]] = {}
     for i in batch.alive():
       by_language.setdefault(batch.languages[i], []).append(i)
-    for language in sorted(by_language.keys() & self._model.keys()):
-      mine = by_language[language]
-      rows = self._features().rows([batch.texts[i] for i in mine])
-      values = linear.scores(rows, self._model[language])
-      names = topics_of(self.training, language)
-      ordered = np.sort(values, 1)
-      found[mine] = ordered[:, -1]
-      margins[mine] = ordered[:, -1] - ordered[:, -2]
-      for i, row in zip(mine, values, strict=True):
-        self._place(batch, i, names[row.argmax()], row.max())
+    for language, mine in sorted(by_language.items()):
+      topics = [UNKNOWN] * len(mine)
+      if language in self._model:
+        rows = self._features().rows([batch.texts[i] for i in mine])
+        values = linear.scores(rows, self._model[language])
+        ordered = np.sort(values, 1)
+        found[mine] = ordered[:, -1]
+        margins[mine] = ordered[:, -1] - ordered[:, -2]
+        names = list(self.training['topics'][language])
+        topics = said(values, names, self.settings['least'])
+      for i, topic in zip(mine, topics, strict=True):
+        self._place(batch, i, topic)
     return batch
 
-  def _place(
-    self, batch: documents.Batch, i: int, topic: str, probability: float
-  ) -> None:
+  def _place(self, batch: documents.Batch, i: int, topic: str) -> None:
     """Gives a document its topic, and removes it if chance says so."""
-    if probability < self.settings['least']:
-      topic = UNKNOWN
+    training = self.training
+    share = sells(batch.texts[i], training['phrases'])
+    why = f'{batch.scores["topics.probability"][i]:.2f}'
+    if share >= training['ads_per_hundred']:
+      topic, why = ADS, f'{share:.1f} of a hundred words'
     batch.metadata[i][self.name] = topic
     rate = self.settings['rates'].get(topic, 1)
     key = f'{self.name} {batch.ids[i]}'
     draw = documents.draw(self.settings['seed'], key)
     if draw >= rate:
-      detail = f'{topic} {probability:.2f}: {draw:.3f} >= {rate:g}'
+      detail = f'{topic} {why}: {draw:.3f} >= {rate:g}'
       batch.remove(i, self.name, topic, detail)
 
   def _features(self) -> linear.Features:
-    return linear.Features(self.training['bits'])
+    return linear.Features(self.training['bits'], characters=0)
 
   def fit(self, root: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
     """Trains a set of models a language; others have not seen a source."""
@@ -179,8 +197,8 @@ class Topics(learned.Learned):
     }
     return {
       'what': 'Says what a text is about: for each topic a logistic '
-      'regression on hashed words, pairs of words and runs of up to four '
-      'characters, against all other topics of the language.',
+      'regression on hashed words and pairs of words (Chinese: characters), '
+      'against all other topics of the language.',
       'data': samples.table(every, topic=topic),
       'metrics': {
         **metrics,
@@ -189,60 +207,89 @@ class Topics(learned.Learned):
           confused, key=lambda row: -row['documents']
         )[:20],
         'Recall of a source that training has not seen': apart,
+        'Documents that are ads by the list': self._ads(every),
       },
       'limits': [
         'A topic is one or two sources, so the model knows their style as '
         'well as their subject: the last table is nearer to what a new site '
         'is to it than the one of held-out documents.',
-        'Ads are English pages of C4 with many words that sell, by a list; '
-        'there are few, no person has looked at each, and there are none in '
-        'Chinese.',
+        'Ads are what a list of words finds; no source says what is one, so '
+        'only how rarely it finds some elsewhere is known.',
         'News are of 2016 and 2017 in English and of January 1998 in Chinese.',
         'Only the first few thousand characters, in windows, are read.',
       ],
     }
 
+  def _ads(self, found: Sequence[samples.Sample]) -> list[dict[str, Any]]:
+    """Returns how many documents of each source the list takes for ads."""
+    training, rows = self.training, []
+    for name in dict.fromkeys(one.source for one in found):
+      shares = [
+        sells(one.text, training['phrases'])
+        for one in found
+        if one.source == name
+      ]
+      hits = np.array(shares) >= training['ads_per_hundred']
+      rows.append(
+        {
+          'source': name,
+          'documents': len(shares),
+          'ads': int(hits.sum()),
+          'share': float(hits.mean()),
+        }
+      )
+    return rows
 
-def topics_of(training: Mapping[str, Any], language: str) -> list[str]:
-  """Returns the topics of a language, in order of the model's columns."""
-  names = list(training['topics'][language])
-  return [*names, ADS] if language in training['ads_of'] else names
+
+def said(values: np.ndarray, names: Sequence[str], least: float) -> list[str]:
+  """Returns the topics of the highest probabilities.
+
+  Args:
+    values: float32[n, topics].
+    names: of the topics.
+    least: below it a topic is UNKNOWN.
+  """
+  return [
+    names[row.argmax()] if row.max() >= least else UNKNOWN for row in values
+  ]
 
 
 def _check(training: Mapping[str, Any]) -> None:
   """Raises ValueError, naming what is wrong."""
   for language, topics in training['topics'].items():
+    name = f'topics.training.topics.{language}'
     if len(topics) < 2 or not all(topics.values()):
-      raise ValueError(
-        f'topics.training.topics.{language}: at least two topics, each with '
-        'sources'
-      )
+      raise ValueError(f'{name}: at least two topics, each with sources')
     for reserved in (ADS, UNKNOWN):
-      if reserved in topics and (
-        reserved == UNKNOWN or language in training['ads_of']
-      ):
+      if reserved in topics:
         raise ValueError(
-          f'topics.training.topics.{language}: {reserved!r} is taken; give the '
-          'topic another name'
+          f'{name}: {reserved!r} is taken; give the topic another name'
         )
-  for language, names in training['ads_of'].items():
-    for name in names:
-      learned.choices(
-        f'topics.training.ads_of.{language}',
-        name,
-        list(training['topics'].get(language, ())),
-      )
+
+
+@functools.cache
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+  """Returns what finds phrases; Chinese ones need no space around them."""
+  ordered = sorted(phrases, key=len, reverse=True)
+  spaced, others = (
+    '|'.join(re.escape(p) for p in ordered if p.isascii() == ascii)
+    for ascii in (True, False)
+  )
+  parts = [rf'\b(?:{spaced})\b'] if spaced else []
+  return re.compile('|'.join([*parts, others] if others else parts) or '(?!)')
 
 
 def sells(text: str, phrases: Sequence[str]) -> float:
   """Returns how many of a hundred words begin a phrase that sells.
 
   Example: 'Buy now! Prices fell.' has two of four words, but a text counts as
-  one of 40 words at least, so 5.
+  one of 40 words at least, so 5. A Chinese word has 1.5 characters.
   """
-  pattern = '|'.join(map(re.escape, sorted(phrases, key=len, reverse=True)))
-  count = len(re.findall(rf'\b(?:{pattern})\b', text.lower()))
-  return 100 * count / max(len(text.split()), _LEAST_WORDS)
+  read = language_stage.windows(text, _LONGEST).lower()
+  count = sum(1 for _ in _pattern(tuple(phrases)).finditer(read))
+  rest, han = _HAN.subn(' ', read)
+  words = len(rest.split()) + han / _HAN_A_WORD
+  return 100 * count / max(words, _LEAST_WORDS)
 
 
 class _Trial:
@@ -256,13 +303,16 @@ class _Trial:
     training: Mapping[str, Any],
   ) -> None:
     self._language, self._training = language, training
-    self._topics = topics_of(training, language)
+    self._topics = list(training['topics'][language])
     topic = {
       name: topic
       for topic, names in training['topics'][language].items()
       for name in names
     }
-    marked = [self._marked(one, topic[one.source]) for one in found]
+    marked = [
+      dataclasses.replace(one, source=f'{topic[one.source]} {one.source}')
+      for one in found
+    ]
     passages = samples.passages(
       [one for one in marked if not one.heldout],
       shortest=_SHORTEST,
@@ -275,14 +325,6 @@ class _Trial:
     self._heldout = features.rows([one.text for one in heldout])
     self._heldout_sources = np.array([one.source for one in heldout])
     self.truth = self._topic(self._heldout_sources)
-
-  def _marked(self, one: samples.Sample, topic: str) -> samples.Sample:
-    """Returns a sample whose source has its topic in front: 'ads web_c4'."""
-    training = self._training
-    if topic in training['ads_of'].get(self._language, ()):
-      found = sells(one.text, training['phrases'])
-      topic = ADS if found >= training['ads_per_hundred'] else topic
-    return dataclasses.replace(one, source=f'{topic} {one.source}')
 
   def _topic(self, marked: np.ndarray) -> np.ndarray:
     return np.array([name.partition(' ')[0] for name in marked.tolist()], str)
@@ -302,7 +344,7 @@ class _Trial:
       if not labels.any():
         raise ValueError(
           f'topics.training: no text of {topic!r} in {self._language!r} to '
-          'train on; name other sources, or fewer phrases for ads'
+          'train on; name other sources, or hold out less'
         )
       found.append(
         linear.fit(
@@ -318,8 +360,7 @@ class _Trial:
   def guess(self, weights: np.ndarray, least: float) -> np.ndarray:
     """Returns the topics of the held-out documents."""
     values = linear.scores(self._heldout, weights)
-    names = np.array(self._topics)[values.argmax(1)]
-    return np.where(values.max(1) < least, UNKNOWN, names)
+    return np.array(said(values, self._topics, least))
 
   def by_topic(self, guesses: np.ndarray) -> list[dict[str, Any]]:
     """Returns precision and recall of each topic."""
@@ -334,7 +375,9 @@ class _Trial:
           'documents': int(mine.sum()),
           'precision': float(hits / max(said.sum(), 1)),
           'recall': float(hits / max(mine.sum(), 1)),
-          'unknown': float(np.mean(guesses[mine] == UNKNOWN)) if hits else 0.0,
+          'unknown': float(np.mean(guesses[mine] == UNKNOWN))
+          if mine.any()
+          else 0.0,
         }
       )
     return table
