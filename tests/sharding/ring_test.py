@@ -63,8 +63,9 @@ def _segments(length, *rows):
 @pytest.mark.parametrize(
   ('sizes', 'length', 'heads', 'kv_heads', 'window', 'block', 'segments'),
   [
-    # Boundaries off those of chunks and blocks; padding at the end.
-    (dict(context=4), 80, 4, 2, None, 512, ((3, 50, 20), (79, 1))),
+    # Boundaries off those of chunks and blocks; padding at the end. Blocks of
+    # 48 tokens, three a chunk, the last one not full.
+    (dict(context=4), 1032, 4, 2, None, 64, ((3, 700, 199), (1031, 1))),
     # Several blocks a chunk, the last one not full.
     (dict(context=4), 152, 3, 1, 21, 8, ((5, 90, 40), (1, 150))),
     (dict(context=2, fsdp=2), 68, 4, 2, 33, 8, ((17, 30), (40, 28))),
