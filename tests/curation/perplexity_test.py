@@ -1,9 +1,12 @@
 """Perplexity: what is like the training text is less surprising."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 
-from yi_jax.curation import documents, perplexity
+from yi_jax.curation import documents, ngrams, perplexity
 
 _TRAINING = {
   'sources': {'en': ['calm_0', 'calm_1'], 'zh': ['zh_calm']},
@@ -140,3 +143,57 @@ def test_a_reader_or_trainer_that_is_missing_is_told(
   one = _stage({'model': str(tmp_path / 'x'), 'training': training})
   with pytest.raises(ValueError, match='not on the PATH'):
     one.train(tmp_path)
+
+
+class _KenLM:
+  """In the place of the package: asks an ARPA file as KenLM does."""
+
+  class Model:  # noqa: D106
+    def __init__(self, path):
+      self._model = ngrams.read_arpa(path)
+
+    def score(self, line):
+      ids = [self._model.names.index(token) for token in line.split(' ')]
+      return self._model.logs(np.array([1, *ids, 2]))[1:].sum()
+
+
+def test_kenlm_answers_where_it_is_installed(stage, subject, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'kenlm', _KenLM)
+  texts = ['', *subject(0, 2, 8), 'qzx Bela']
+  for language, asked in (('en', texts), ('zh', ['一丁\n七', ''])):
+    for reader in ('kenlm', 'auto'):
+      theirs = perplexity.Scorer(stage.folder, language, reader)
+      assert theirs._kenlm
+      mine = perplexity.Scorer(stage.folder, language, 'own')
+      np.testing.assert_allclose(
+        theirs.perplexities(asked), mine.perplexities(asked), rtol=1e-4
+      )
+
+
+def test_lmplz_trains_where_it_is_installed(
+  made_up_sources, stage, subject, tmp_path, monkeypatch
+):
+  # A program that knows the files it is to write, and keeps what it was given.
+  program = tmp_path / 'lmplz'
+  program.write_text(
+    '#!/bin/sh\n'
+    f'echo "$@" >> {tmp_path}/arguments\n'
+    'arpa=$9\n'
+    f'cat > {tmp_path}/$(basename $arpa).text\n'
+    f'cp {stage.folder}/$(basename $arpa) $arpa\n'
+  )
+  program.chmod(0o755)
+  monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+  training = {**_TRAINING, 'trainer': 'lmplz', 'prune': (0, 0, 1)}
+  one = _stage({'model': str(tmp_path / 'model'), 'training': training})
+  one.train(tmp_path)
+  given = (tmp_path / 'arguments').read_text().splitlines()
+  assert given[0].startswith('-o 3 --discount_fallback --prune 0 0 1 --arpa ')
+  lines = (tmp_path / 'zh.arpa.text').read_text().split('\n')
+  assert all(len(token) == 1 for line in lines for token in line.split(' '))
+  texts = subject(0, 1, 3)
+  np.testing.assert_allclose(
+    perplexity.Scorer(one.folder, 'en', 'own').perplexities(texts),
+    perplexity.Scorer(stage.folder, 'en', 'own').perplexities(texts),
+    rtol=1e-4,
+  )
