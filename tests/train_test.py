@@ -20,6 +20,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from yi_jax import app, prepare, train
 from yi_jax.checkpoints import hf
@@ -106,6 +107,24 @@ def config_file(tmp_path_factory):
   # registers the same names with another folder.
   mixtures.TASKS.clear()
   mixtures.TASKS.update(before)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _programs(config_file):
+  """Trainings in this process compile the steps they share once."""
+
+  def keep(folder, seconds):
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
+    compilation_cache.reset_cache()
+
+  before = (
+    jax.config.jax_compilation_cache_dir,
+    jax.config.jax_persistent_cache_min_compile_time_secs,
+  )
+  keep(str(config_file.parent / 'programs'), 0)
+  yield
+  keep(*before)
 
 
 def _config(path, **changes):

@@ -314,7 +314,7 @@ def _train(
     watchdog.alive(number)
     if pauses:
       # Metrics before the checkpoint: what is saved has all its lines.
-      with board.paused(values), watchdog.paused():
+      with board.paused(values), watchdog.patient():
         more = {}
         if evaluates and not stopping:
           with goodput.on('evaluation'):

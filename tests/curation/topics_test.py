@@ -1,5 +1,6 @@
 """Topics: learnt from small sources, told of new texts, kept by their rates."""
 
+import json
 import math
 
 import numpy as np
@@ -96,8 +97,8 @@ def test_held_out_documents_are_told_apart(folder):
   card = topics.Topics(_section(folder)).card()
   table = card['metrics']['Held-out documents by topic']
   assert [(row['language'], row['topic']) for row in table] == [
-    *(('en', 'sport'), ('en', 'law'), ('en', 'home')),
-    *(('zh', 'law'), ('zh', 'food')),
+    *(('en', 'home'), ('en', 'law'), ('en', 'sport')),
+    *(('zh', 'food'), ('zh', 'law')),
   ]
   for row in table:
     assert row['documents'] >= 3
@@ -117,7 +118,9 @@ def test_held_out_documents_are_told_apart(folder):
 
 
 def test_topics_of_new_texts(folder):
-  one = topics.Topics(_section(folder, rates={}))
+  # As a worker gets it: keys in another order.
+  section = json.loads(json.dumps(_section(folder, rates={}), sort_keys=True))
+  one = topics.Topics(section)
   told = []
   for name in ('sport', 'law', 'shop'):
     batch = one.process(_batch(_new(_WORDS[name], 20)))

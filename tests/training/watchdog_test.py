@@ -38,11 +38,34 @@ def test_only_what_is_watched_ends_the_process(tmp_path):
   left = threading.Event()
   dog = watchdog.Watchdog(0.05, str(tmp_path), lambda code: left.set())
   assert not left.wait(0.4)  # nothing has begun yet
-  with dog.paused():
-    assert not left.wait(0.4)
-  assert left.wait(60)  # begun with the end of the pause
+  dog.alive(1)
+  assert left.wait(60)
   dog.close()
   assert os.listdir(tmp_path) == ['hang-0.txt']
+
+
+def test_evaluations_and_saves_have_more_time_but_not_for_ever(
+  tmp_path, monkeypatch
+):
+  left, codes = threading.Event(), []
+  monkeypatch.setattr(watchdog, 'PATIENCE', 1000)
+  dog = watchdog.Watchdog(
+    0.05, str(tmp_path), lambda code: (codes.append(code), left.set())
+  )
+  with dog.patient():
+    assert not left.wait(0.4)
+  assert left.wait(60)  # its time began with the end of the block
+  dog.close()
+  monkeypatch.setattr(watchdog, 'PATIENCE', 2)
+  left.clear()
+  dog = watchdog.Watchdog(
+    0.05, str(tmp_path), lambda code: (codes.append(code), left.set())
+  )
+  with dog.patient():
+    assert left.wait(60)
+  dog.close()
+  assert codes == [watchdog.HUNG] * 2
+  assert 'nothing for 0.1 s' in (tmp_path / 'hang-0.txt').read_text()
 
 
 def test_zero_seconds_watch_nothing(tmp_path):

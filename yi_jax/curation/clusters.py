@@ -329,14 +329,18 @@ def _named(
   members: np.ndarray,
   near: np.ndarray,
 ) -> tuple[np.ndarray, list[list[str]]]:
-  """Returns the document nearest to each centre, and the heaviest terms."""
+  """Returns the document nearest to each centre, and the heaviest terms.
+
+  Heavy is what weighs more in the cluster's mean than in that of all.
+  """
   nearest, names = [], []
+  overall = np.asarray(weights.mean(0)).ravel()
   for k in range(members.max() + 1):
     mine = np.flatnonzero(members == k)
     mine = mine[np.argsort(near[mine], kind='stable')]
-    mean = np.asarray(weights[mine].mean(0)).ravel()
-    order = np.argsort(-mean, kind='stable')[: 3 * _TERMS]
-    heavy = columns[order[mean[order] > 0]]
+    excess = np.asarray(weights[mine].mean(0)).ravel() - overall
+    order = np.argsort(-excess, kind='stable')[: 3 * _TERMS]
+    heavy = columns[order[excess[order] > 0]]
     spelled = embedding.spellings([texts[i] for i in mine[:_NEAREST]], heavy)
     terms = [spelled[column] for column in heavy if column in spelled]
     nearest.append(mine[0])

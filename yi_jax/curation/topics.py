@@ -142,7 +142,7 @@ class Topics(learned.Learned):
         ordered = np.sort(values, 1)
         found[mine] = ordered[:, -1]
         margins[mine] = ordered[:, -1] - ordered[:, -2]
-        names = list(self.training['topics'][language])
+        names = sorted(self.training['topics'][language])
         topics = said(values, names, self.settings['least'])
       for i, topic in zip(mine, topics, strict=True):
         self._place(batch, i, topic)
@@ -171,10 +171,11 @@ class Topics(learned.Learned):
     training = self.training
     every, model, metrics = [], {}, {}
     by_topic, confused, apart = [], [], []
-    for language, sources in training['topics'].items():
+    # Sorted: a config may come back from a file in another order.
+    for language, topics in sorted(training['topics'].items()):
       found = samples.read(
         root,
-        [name for names in sources.values() for name in names],
+        [name for topic in sorted(topics) for name in topics[topic]],
         most=training['characters'],
         characters=_LONGEST * 2,
         seed=training['seed'],
@@ -303,7 +304,7 @@ class _Trial:
     training: Mapping[str, Any],
   ) -> None:
     self._language, self._training = language, training
-    self._topics = list(training['topics'][language])
+    self._topics = sorted(training['topics'][language])
     topic = {
       name: topic
       for topic, names in training['topics'][language].items()

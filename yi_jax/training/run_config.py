@@ -128,8 +128,9 @@ def defaults() -> dict[str, Any]:
       # Times the run may, instead of giving up, go back to the last checkpoint
       # before the skipped updates and leave their rows out.
       'rollback': 0,
-      # Seconds after which a step that does not end is taken for hung: the
-      # process shows its stacks and exits with code 3. 0 waits for ever.
+      # Seconds after which a step that does not end is taken for hung (an
+      # evaluation or a save after four times that): the process shows its
+      # stacks and exits with code 3. 0 waits for ever.
       'hang_seconds': 1800,
       # Write the row_id of every row read to WORKDIR/rows/PROCESS.jsonl.
       'log_rows': False,

@@ -17,6 +17,8 @@ from typing import IO
 import jax
 
 HUNG = 3  # exit code
+# An evaluation or a save may take so many times as long as a step.
+PATIENCE = 4
 
 
 class Watchdog:
@@ -31,14 +33,15 @@ class Watchdog:
     """Starts watching with the first call of `alive`.
 
     Args:
-      seconds: longest time between two calls; 0 watches nothing.
+      seconds: longest time between two calls, PATIENCE times that in a block
+        of `patient`; 0 watches nothing.
       folder: existing local folder for the stacks.
       leave: ends the process, whatever its other threads do.
     """
     self._seconds, self._leave = seconds, leave
     self._path = os.path.join(folder, f'hang-{jax.process_index()}.txt')
     self._step = 0
-    self._deadline = None  # None while nothing is watched
+    self._limit = None  # (when, after how many seconds), once it watches
     self._closed = threading.Event()
     self._thread = None
     if seconds:
@@ -50,12 +53,12 @@ class Watchdog:
   def alive(self, step: int) -> None:
     """Says that this step is done; the next one has its time from now on."""
     self._step = step
-    self._deadline = time.monotonic() + self._seconds
+    self._give(self._seconds)
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Watches nothing in the block, which may take long for good reasons."""
-    self._deadline = None
+  def patient(self) -> Iterator[None]:
+    """Gives the block more time, as it may take long for good reasons."""
+    self._give(PATIENCE * self._seconds)
     yield
     self.alive(self._step)
 
@@ -64,17 +67,21 @@ class Watchdog:
     if self._thread:
       self._thread.join()
 
+  def _give(self, seconds: float) -> None:
+    self._limit = time.monotonic() + seconds, seconds
+
   def _watch(self) -> None:
     while not self._closed.wait(min(self._seconds / 4, 1.0)):
-      deadline = self._deadline
-      if deadline is not None and time.monotonic() > deadline:
-        self._tell()
+      limit = self._limit
+      if limit is not None and time.monotonic() > limit[0]:
+        self._tell(limit[1])
         return self._leave(HUNG)
 
-  def _tell(self) -> None:
+  def _tell(self, seconds: float) -> None:
     text = (
       f'error: process {jax.process_index()} hangs after step {self._step:,}: '
-      f'nothing for train.hang_seconds = {self._seconds:g} s. Stacks (also in '
+      f'nothing for {seconds:g} s (train.hang_seconds = {self._seconds:g}; '
+      f'{PATIENCE} times that in evaluations and saves). Stacks (also in '
       f'{self._path}):\n'
     )
     with contextlib.suppress(OSError), open(self._path, 'a') as file:
