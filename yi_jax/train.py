@@ -23,10 +23,10 @@ from jax.experimental import multihost_utils
 from yi_jax import app, compilation_cache, paths
 from yi_jax.checkpoints import peft
 from yi_jax.data import loader as data_loader
-from yi_jax.data import prepared, tokenizer
+from yi_jax.data import prepared
 from yi_jax.models import config as model_config
 from yi_jax.models import lora
-from yi_jax.serving import generation
+from yi_jax.serving import samples
 from yi_jax.sharding import mesh as meshes
 from yi_jax.sharding import pipeline, start
 from yi_jax.sharding import report as layout
@@ -71,8 +71,6 @@ _PROCESS = flags.DEFINE_integer(
 _DIVERGED, _NOT_JOINED = 1, 4  # exit codes
 # A cluster that starts a stopped run again names the exit code it looks for.
 _STOPPED_EXIT = 'YI_STOPPED_EXIT'
-# Ours: lively enough not to repeat itself, small models do at 0.
-_SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 0.7, 0.9
 
 
 def main(config: ml_collections.ConfigDict) -> int:
@@ -147,7 +145,8 @@ def _train(
   mesh = meshes.make_mesh(config.mesh.to_dict())
   train_step.check(run, mesh)
   say(_describe(config, run, mesh))
-  say(layout.summary(run.model, mesh, run.strategy))
+  trainable = run.optimizer.trainable
+  say(layout.summary(run.model, mesh, run.strategy, trainable))
 
   ##############################################################################
   #                                    Data                                    #
@@ -238,7 +237,7 @@ def _train(
   row_log = None
   if config.train.log_rows:
     row_log = stack.enter_context(metrics.RowLog(folder.path, first))
-  bits = {}
+  figures = None
   late = collections.deque()  # (step, metrics) the host has not looked at
 
   def rows_read(number: int) -> int:
@@ -318,7 +317,8 @@ def _train(
         more = {}
         if evaluates and not stopping:
           with goodput.on('evaluation'):
-            more['bits_per_byte'] = bits = evaluate(state.params)
+            figures = evaluate(state.params)
+          more |= {k: v for k, v in figures._asdict().items() if v}
         while late:
           look(*late.popleft(), **more)
         if saves:
@@ -339,20 +339,20 @@ def _train(
   ##############################################################################
 
   goodput.now('evaluation')
-  bits, samples = (
-    bits or evaluate(state.params),
-    _samples(config, run, state, words),
-  )
+  figures = figures or evaluate(state.params)
+  made = []
+  if config.sample.prompts and jax.process_count() == 1:
+    made = samples.make(config, run.model, state.params, words)
   goodput.keep(run.steps)
   values = {
     'steps': run.steps,
     'tokens': rows_read(run.steps) * run.length,
-    'bits_per_byte': bits,
+    **figures._asdict(),
     'xz': heldout.xz,
     'skipped': int(state.guard.skipped),
     'skipped_rows': sum(end - begin for begin, end in skipped),
     'goodput': goodput.report(),
-    'samples': samples,
+    'samples': made,
     'seconds': past.get('seconds', 0.0) + time.monotonic() - started,
   }
   checkpoints.complete()
@@ -417,37 +417,6 @@ def _start(
   # 3. Fresh weights.
   say('starts from fresh weights')
   return train_state.fresh(run, mesh, config.seed), {}
-
-
-def _samples(
-  config: ml_collections.ConfigDict,
-  run: run_config.Run,
-  state: train_state.TrainState,
-  words: tokenizer.Tokenizer,
-) -> list[dict[str, str]]:
-  """Returns how the trained model continues the prompts of the config."""
-  prompts = list(config.sample.prompts)
-  if not prompts or jax.process_count() > 1:
-    return []
-  # Training rows begin a document after an end mark.
-  rows = [[words.eos_id, *words.encode(prompt)] for prompt in prompts]
-  generator = generation.Generator(
-    run.model.replace(lora=None),
-    lora.fold(state.params, run.model.lora),
-    max_length=max(map(len, rows)) + config.sample.tokens,
-    vocabulary_size=words.size,
-  )
-  made = generator.generate(
-    rows,
-    config.sample.tokens,
-    temperature=_SAMPLE_TEMPERATURE,
-    top_p=_SAMPLE_TOP_P,
-    seed=config.seed,
-  )
-  return [
-    {'prompt': prompt, 'text': words.decode(ids)}
-    for prompt, ids in zip(prompts, made, strict=True)
-  ]
 
 
 def _write_adapter(

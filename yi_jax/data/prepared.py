@@ -39,6 +39,7 @@ class Prepared:
     stages: first row of the run, and the rates from there on, see `stages`.
     vocabulary_hash: of the vocabulary that made the rows.
     languages: task -> 'en', 'zh', 'code' or another.
+    abilities: task of conversations -> language_ability, as in zh_math.
     bytes: task -> UTF-8 bytes of exactly the documents in these rows.
     xz: language -> bits per byte of `xz -9e` on the held-out text.
     keys: task -> hash of all that made its rows.
@@ -48,6 +49,7 @@ class Prepared:
   stages: list[tuple[int, dict[str, float]]]
   vocabulary_hash: str
   languages: dict[str, str]
+  abilities: dict[str, str]
   bytes: dict[str, int]
   xz: dict[str, float]
   keys: dict[str, str]
@@ -99,6 +101,11 @@ def open_prepared(data: Any, split: str) -> Prepared:
     stages=stages(data),
     vocabulary_hash=index['vocabulary_hash'],
     languages={name: mixtures.get(name).language for name in index['tasks']},
+    abilities={
+      name: f'{task.language}_{task.kind}'
+      for name, task in tasks(data).items()
+      if task.chat
+    },
     bytes=sizes,
     xz=index['xz'],
     keys={name: entry['key'] for name, entry in index['tasks'].items()},

@@ -17,6 +17,7 @@ on purpose; of its moments the same is asked.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -101,17 +102,28 @@ def print_sharding(
 
 
 def summary(
-  config: config_lib.ModelConfig, mesh: Mesh, strategy: str = 'auto'
+  config: config_lib.ModelConfig,
+  mesh: Mesh,
+  strategy: str = 'auto',
+  trainable: str = '.*',
 ) -> str:
-  """Returns one line: the mesh, the strategy and the bytes a device."""
+  """Returns one line: the mesh, the strategy and the bytes a device.
+
+  Args:
+    config: the model.
+    mesh: the devices.
+    strategy: see rules.py.
+    trainable: regex over the names of parameters that have moments.
+  """
   found = rules_lib.strategy(strategy, mesh.shape)
   params = parameters(config, mesh, found.rules)
   moments = parameters(config, mesh, found.moments)
+  learn = [p for p in moments if re.fullmatch(trainable, p.name)]
   axes = [f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1]
   return (
     f'{found.name} over {" x ".join(axes) or "one device"}: '
     f'{_mib(sum(p.bytes for p in params))} of parameters and '
-    f'{_mib(sum(2 * p.bytes for p in moments))} of moments a device'
+    f'{_mib(sum(2 * p.bytes for p in learn))} of moments a device'
   )
 
 

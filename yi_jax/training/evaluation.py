@@ -1,18 +1,35 @@
 """Held-out text: how many bits the model needs for a byte of each language.
 
 Bits per byte compare across vocabularies, languages and with compressors
-(`xz` on the same text), which the loss per token does not.
+(`xz` on the same text), which the loss per token does not. Of conversations
+what counts is what the assistant says, and there the loss of each ability is
+told too.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from yi_jax.models import attention
 from yi_jax.training import run_config, train_step
+
+
+class Heldout(NamedTuple):
+  """What an evaluation finds.
+
+  Attributes:
+    bits_per_byte: by language, in alphabetical order. The bits are those of
+      every token that is learned, end marks included; the bytes are those of
+      the UTF-8 text alone.
+    response_loss: nats a learned token, by language and ability as in
+      'zh_math'; of conversations only.
+  """
+
+  bits_per_byte: dict[str, float]
+  response_loss: dict[str, float]
 
 
 class Evaluator:
@@ -47,24 +64,25 @@ class Evaluator:
     objective = train_step.next_token(run, mesh, attention_fn)
     self._sums = jax.jit(lambda params, batch: objective(params, batch)[1])
 
-  def __call__(self, params: dict[str, Any]) -> dict[str, float]:
-    """Returns bits per byte by language, in alphabetical order.
-
-    The bits are those of every token of the held-out documents, their end
-    marks included; the bytes are those of their UTF-8 text.
-    """
-    bits: dict[str, float] = {}
-    sizes: dict[str, float] = {}
+  def __call__(self, params: dict[str, Any]) -> Heldout:
+    """Returns the figures of the held-out documents."""
+    bits, sizes, losses = {}, {}, {}
     counts = self._counts()
     for task, reader in sorted(self._prepared.readers.items()):
       language, count = self._prepared.languages[task], counts[task]
-      nats = self._nats(params, reader, count)
+      nats, weight = self._nats(params, reader, count)
       size = self._prepared.bytes[task]
       if count < len(reader):
         size = self._text_bytes(reader, count)
       bits[language] = bits.get(language, 0.0) + nats / math.log(2)
       sizes[language] = sizes.get(language, 0.0) + size
-    return {name: bits[name] / sizes[name] for name in sorted(bits)}
+      if ability := self._prepared.abilities.get(task):
+        before = losses.get(ability, (0.0, 0.0))
+        losses[ability] = before[0] + nats, before[1] + weight
+    return Heldout(
+      {name: bits[name] / sizes[name] for name in sorted(bits)},
+      {name: nats / weight for name, (nats, weight) in losses.items()},
+    )
 
   def _counts(self) -> dict[str, int]:
     """Returns how many rows of each task are read."""
@@ -78,8 +96,10 @@ class Evaluator:
       counts[task] = min(limit, len(reader))
     return counts
 
-  def _nats(self, params: dict[str, Any], reader: Any, count: int) -> float:
-    """Returns the negative log-likelihood of the first `count` rows."""
+  def _nats(
+    self, params: dict[str, Any], reader: Any, count: int
+  ) -> tuple[float, float]:
+    """Returns negative log-likelihood and weight of the first rows."""
     share = self._rows // self._groups
     mine = self._group * share
     sums = []
@@ -89,9 +109,11 @@ class Evaluator:
       ]
       batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
       batch = train_step.put_batch(batch, self._batch)
-      sums.append(self._sums(params, batch)['nll'])
+      found = self._sums(params, batch)
+      sums.append((found['nll'], found['weight']))
     # Added up in float64: all the nats together need more than float32 has.
-    return float(np.sum(jax.device_get(sums), dtype=np.float64))
+    nats, weight = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+    return float(nats), float(weight)
 
   def _text_bytes(self, reader: Any, count: int) -> int:
     """Returns the UTF-8 bytes of the text in the first `count` rows."""

@@ -35,6 +35,8 @@ def summary(values: dict[str, Any], workdir: str) -> str:
     xz = values['xz'].get(language)
     beside = f' (xz -9e: {xz:.3f})' if xz else ''
     lines.append(f'held-out {language}: {bits:.3f} bits per byte{beside}')
+  for ability, loss in values['response_loss'].items():
+    lines.append(f'held-out {ability}: {loss:.3f} nats a token of answers')
   lines.append(
     f'{values["steps"]:,} steps, {values["tokens"]:,} tokens in '
     f'{metrics.duration(values["seconds"])}; report.json, loss.png and '

@@ -150,6 +150,8 @@ def defaults() -> dict[str, Any]:
     'sample': {
       # Text the trained model continues at the end, into report.json.
       'prompts': (),
+      # Whether they are questions, in the format of data.chat.template.
+      'chat': False,
       # Tokens it adds to each.
       'tokens': 48,
     },
