@@ -45,7 +45,7 @@ def defaults() -> dict[str, Any]:
     'drop': (),
     # Times the median perplexity of that web text, above which a document goes
     # (Yi: "far above the average"; the number is ours). 0: none does.
-    'far': 8.0,
+    'far': 5.0,
     # 'kenlm', 'own', or 'auto': KenLM where it is installed.
     'reader': 'auto',
     'characters': 4_000,  # read of a document, in windows

@@ -10,6 +10,7 @@ text does harm: a statute against violence and a threat score alike. So only
 what `drop` names is removed; the rest is noted.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ _WEIGHTS = 'weights.npz'
 # Words of a list in 1,000 characters (a shorter text counts as 1,000) at which
 # a class without a scorer of its own has the score 1; ours.
 _PER_THOUSAND = 5
+_LONGEST = 1_500  # characters of a training passage
 _WORDS = 3  # longest run of words (Chinese: characters) that is a feature
 _NO_BOUNDS = ('zh', 'ja')  # languages that put nothing between words
 
@@ -62,7 +64,7 @@ def defaults() -> dict[str, Any]:
       # Words of a list, at least, in a text of the class.
       'words': 2,
       # Texts of a class, at least; with fewer its list alone gives the score.
-      'least': 25,
+      'least': 60,
       'characters': 20_000_000,  # of a source
       # Texts of no class, about; the others are left out.
       'others': 4_000,
@@ -190,7 +192,7 @@ class Safety(learned.Learned):
       every += found
       terms = Terms(entries[language], language not in _NO_BOUNDS)
       passages = samples.passages(
-        found, shortest=200, longest=1_500, seed=training['seed']
+        _pieces(found), shortest=1_000, longest=_LONGEST, seed=training['seed']
       )
       trial = _Trial(self._features(), passages, terms, training)
       for name in entries[language]:
@@ -220,6 +222,16 @@ class Safety(learned.Learned):
         'hate as a crawl has them are not among the sources.',
       ],
     }
+
+
+def _pieces(found: Sequence[samples.Sample]) -> list[samples.Sample]:
+  """Returns documents cut to the length of a passage."""
+  return [
+    dataclasses.replace(one, id=f'{one.id}:{start}', text=text)
+    for one in found
+    for start in range(0, len(one.text), _LONGEST)
+    if (text := one.text[start : start + _LONGEST])
+  ]
 
 
 class _Trial:
