@@ -139,6 +139,13 @@ def test_rates_go_by_the_quality_of_clusters(model):
     np.array([0.1, 0.59, 0.6, np.nan]), None, absolute
   )
   assert rates.tolist() == [0, 0.5, 1, 1]
+  # Equal ones share their percentile: here the first three end at 60 %.
+  tied = clusters.keep_rates(
+    np.array([0.2, 0.2, 0.2, 0.5, 0.6]),
+    np.full(5, 20),
+    _config(rates=((35, 0.5),)),
+  )
+  assert tied.tolist() == [0.5, 0.5, 0.5, 1, 1]
   by_hand = _config(rates=(), by_hand={'1': 0.25})
   rates = clusters.keep_rates(quality, sizes, by_hand)
   assert rates.tolist() == [1, 0.25, 1, 1, 1, 1]

@@ -67,7 +67,8 @@ def defaults() -> dict[str, Any]:
     # A cluster with fewer labelled documents has no quality, and stays whole.
     'least_labels': 5,
     # What the bounds below are: 'percentile' of the documents, in order of the
-    # quality of their cluster; or that 'quality' itself.
+    # quality of their cluster, those of one quality together; or that 'quality'
+    # itself.
     'rates_by': 'percentile',
     # (bound, share that stays): the first bound that is above the middle of a
     # cluster, or its quality, counts; beyond the last one all stays (ours).
@@ -306,9 +307,10 @@ def keep_rates(
   known = np.flatnonzero(~np.isnan(quality))
   measure = quality.copy()
   if config['rates_by'] == 'percentile' and len(known):
-    order = known[np.argsort(quality[known], kind='stable')]
-    after = np.cumsum(sizes[order])
-    measure[order] = 100 * (after - sizes[order] / 2) / after[-1]
+    mine, weights = quality[known], sizes[known]
+    below = (mine[None] < mine[:, None]) @ weights
+    equal = (mine[None] == mine[:, None]) @ weights
+    measure[known] = 100 * (below + equal / 2) / weights.sum()
   rates = np.ones(len(quality))
   for bound, rate in sorted(config['rates'], reverse=True):
     rates[known[measure[known] < bound]] = rate
