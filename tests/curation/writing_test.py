@@ -72,6 +72,29 @@ def test_prepare_reads_what_was_written(texts, tmp_path):
   assert prepared.tasks(data)['en_web_news_curated'] == task
 
 
+def test_buckets_can_be_tasks_of_their_own(texts, tmp_path, monkeypatch):
+  load = writing.shards.read
+
+  def read(path):
+    for batch in load(path):
+      for text, entry in zip(batch.texts, batch.metadata, strict=True):
+        if text.startswith('news'):
+          entry['perplexity'] = 'tail' if 'word' in text else 'head'
+      yield batch
+
+  monkeypatch.setattr(writing.shards, 'read', read)
+  config = _config(tmp_path)
+  config.inputs.news.task = '{language}_web_{bucket}'
+  config.inputs.book.task = 'en_books_{bucket}'
+  found = engine.run(config, str(tmp_path / 'run'), engine.Machine())
+  made = writing.write(
+    config, str(tmp_path / 'run'), found[-1], engine.Machine()
+  )
+  documents = {name: task['documents'] for name, task in made['tasks'].items()}
+  assert documents.pop('en_books_none') > 1
+  assert documents == {'en_web_head': 8, 'en_web_tail': 32}
+
+
 def test_each_task_is_a_data_set_of_tfds(texts, tmp_path):
   import tensorflow_datasets as tfds
 

@@ -49,8 +49,9 @@ def input_defaults() -> dict[str, Any]:
     'id': 'id',
     # Of all its documents, where it is known and not to be identified.
     'language': '',
-    # Task it is written for; {language} is filled in by document. '' is the
-    # task of a source, and {language}_web_NAME otherwise.
+    # Task it is written for; {language} and {bucket} (of the perplexity: head,
+    # middle, tail, none) are filled in by document. '' is the task of a
+    # source, and {language}_web_NAME otherwise.
     'task': '',
     # Names of stages that its documents pass by: rules for web pages are not
     # for dictionaries, say.
@@ -194,7 +195,7 @@ def settings_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
       if task.source == settings['source']
     )
   settings['task'] = settings['task'] or f'{{language}}_web_{name}'
-  mixtures.check_name(settings['task'].format(language='en'))
+  mixtures.check_name(settings['task'].format(language='en', bucket='head'))
   return settings
 
 

@@ -120,7 +120,9 @@ def run(job: passes.Job) -> None:
       rows = collections.defaultdict(list)
       for i, source in enumerate(batch.sources):
         language = batch.languages[i] or 'unknown'
-        task = job.settings['tasks'][source].format(language=language)
+        task = job.settings['tasks'][source].format(
+          language=language, bucket=batch.metadata[i].get('perplexity', 'none')
+        )
         rows[task] += _rows(batch, i, job.settings['section'])
       for task, found in sorted(rows.items()):
         if task not in writers:
