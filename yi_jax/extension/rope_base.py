@@ -29,7 +29,7 @@ def raised_base(
 ) -> float:
   """Returns a base for a longer context, rounded up to two digits.
 
-  Example: raised_base(1e4, 128, 4_096, 8_192) -> 84_000.0
+  Example: raised_base(1e4, 128, 4_096, 8_192) -> 91_000.0
 
   Args:
     theta: base the model was trained with.
