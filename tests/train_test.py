@@ -23,7 +23,6 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from yi_jax import app, prepare, train
-from yi_jax.checkpoints import hf
 from yi_jax.data import loader, mixtures, prepared, tokenizer, vocabulary
 from yi_jax.models import attention, transformer
 from yi_jax.sharding import mesh as meshes
@@ -564,28 +563,6 @@ def test_two_runs_in_one_workdir_are_refused(config_file, tmp_path):
     pytest.raises(ValueError, match='another run is at work'),
   ):
     _train(_config(config_file), tmp_path)
-
-
-def test_a_run_starts_from_a_folder_of_hugging_faces_kind(
-  config_file, tmp_path, capsys
-):
-  config = _config(
-    config_file,
-    train__steps=1,
-    optimizer__learning_rate=0.0,
-    optimizer__warmup_steps=0,
-  )
-  words = vocabulary.load(prepared.vocabulary_folder(config.data))
-  model = run_config.resolve(config).model
-  params = transformer.init_params(model, jax.random.key(9))
-  hf.save_pretrained(model, params, tmp_path / 'hf', words)
-  config.init_from = str(tmp_path / 'hf')
-  config.sample.prompts = ()
-  config.model.overrides.rope_theta = 2e4
-  assert _train(config, tmp_path / 'run') == 0
-  assert 'rope_theta was 10000, here it is 20000' in capsys.readouterr().out
-  _, found, _ = checkpointing.load_params(str(tmp_path / 'run'))
-  jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_a_run_starts_from_the_weights_of_another_and_is_profiled(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from yi_jax import app, train
-from yi_jax.checkpoints import peft
+from yi_jax.checkpoints import hf, peft
+from yi_jax.data import prepared
 from yi_jax.models import config as model_config
 from yi_jax.models import lora, transformer
 from yi_jax.sharding import mesh as meshes
@@ -262,6 +263,24 @@ def test_adapters_are_trained_kept_and_taken_out(tiny_run, tmp_path, capsys):
     merged,
     after,
   )
+
+
+def test_a_run_starts_from_a_folder_of_hugging_faces_kind(
+  tiny_run, tmp_path, capsys
+):
+  config = app.load_config(str(tiny_run('c.train.steps = 1')))
+  config.optimizer.update(learning_rate=0.0, warmup_steps=0)
+  words = prepared.open_vocabulary(config.data)
+  model = run_config.resolve(config).model
+  params = transformer.init_params(model, jax.random.key(9))
+  hf.save_pretrained(model, params, tmp_path / 'hf', words)
+  config.init_from = str(tmp_path / 'hf')
+  config.model.overrides.rope_theta = 2e4
+  with faults.StopSignal() as stop:
+    assert train.train(config, str(tmp_path / 'run'), stop) == 0
+  assert 'rope_theta was 10000, here it is 20000' in capsys.readouterr().out
+  _, found, _ = checkpointing.load_params(str(tmp_path / 'run'))
+  jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 @pytest.mark.parametrize(
