@@ -74,10 +74,9 @@ def test_the_engine_takes_parts_as_documents(stage, glued, tmp_path):
       'root': str(tmp_path),
       'inputs': {'in': {'files': str(path), 'language': 'en'}},
       'read': {},
-      'stages': ('coherence', 'exact'),
+      'stages': ('coherence',),
       'fuse': True,
       'coherence': engine.plain(stage.settings),
-      'exact': {},
     }
   )
   found = engine.run(config, str(tmp_path / 'run'), engine.Machine())
