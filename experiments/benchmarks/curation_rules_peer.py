@@ -38,7 +38,7 @@ def _with_our_words() -> None:
   for first, last in (
     ('_WORD = ', '_STOP_WORDS = '),
     ('_SENTENCE = ', '_KNOWN = '),
-    ('def _sentences', 'def _stop_words'),
+    ('def _sentences', 'def _lost_marks'),
   ):
     exec(code[code.index(first) : code.index(last)], found)
   words = functools.lru_cache(5)(lambda text, _: found['_WORD'].findall(text))
