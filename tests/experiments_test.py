@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from yi_jax import app
+from yi_jax.data import mixtures
 from yi_jax.models import config as config_lib
 from yi_jax.sharding import mesh as mesh_lib
 from yi_jax.training import run_config, train_step
@@ -22,6 +23,11 @@ _RUNS = [
   if path.stem not in _NO_TRAINING
   for arg in _ARGS.get(path.stem, [''])
 ]
+
+
+@pytest.fixture(autouse=True)
+def own_tasks(monkeypatch):
+  monkeypatch.setattr(mixtures, 'TASKS', dict(mixtures.TASKS))
 
 
 @pytest.mark.parametrize('spec', _RUNS)
