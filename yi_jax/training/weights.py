@@ -154,12 +154,7 @@ def describe(source: str) -> dict[str, Any]:
   words, reason = companions.open_tokenizer(pathlib.Path(source))
   if words is None:
     raise OSError(f'nobody can tell what the token ids mean: {reason}')
-  config = (
-    hf.read_config(source)
-    if _is_hf(source)
-    else gguf.open_checkpoint(source)[0]
-  )
-  return {'model': config.to_dict(), 'vocabulary_hash': words.hash}
+  return {'model': _model(source), 'vocabulary_hash': words.hash}
 
 
 def load_into(
@@ -180,8 +175,7 @@ def load_into(
   if not _is_hf(source) and not _is_gguf(source):
     return checkpointing.load_into(source, config, mesh)
   load = hf.load_pretrained if _is_hf(source) else gguf.load_gguf
-  found = describe(source)
-  checkpointing.refuse_other_weights(found, config)
+  checkpointing.refuse_other_weights({'model': _model(source)}, config)
   places = rules.shardings(
     mesh, transformer.param_axes(config), transformer.abstract_params(config)
   )
@@ -206,6 +200,13 @@ def differences(
     for name in ('rope_theta', 'rms_norm_eps')
     if getattr(theirs, name) != getattr(config, name)
   ]
+
+
+def _model(source: str) -> dict[str, Any]:
+  """Returns the model of a file or folder of others, as manifests have it."""
+  if _is_hf(source):
+    return hf.read_config(source).to_dict()
+  return gguf.open_checkpoint(source)[0].to_dict()
 
 
 def _is_gguf(source: str) -> bool:
