@@ -77,12 +77,12 @@ def get_config(arg: str = 'raw') -> ml_collections.ConfigDict:
   c.data.length = 512
   c.data.batch_tokens = 2048
   c.model.preset = 'tiny'
-  c.optimizer.learning_rate = 3e-3
+  c.optimizer.learning_rate = 1e-3
   c.optimizer.schedule = 'wsd'
   c.optimizer.warmup_steps = 50
   c.optimizer.decay_fraction = 0.4
   c.optimizer.final_fraction = 0.05
-  c.train.steps = 400
+  c.train.steps = 300
   c.train.log_every = 10
-  c.checkpoint.every = 400
+  c.checkpoint.every = 300
   return c

@@ -84,18 +84,28 @@ class ArrayRecordSource(seqio.TfdsDataSource):
     return [f'{self._source}/{split}']
 
 
-class FileSource(seqio.DataSource):
-  """JSON lines, Parquet or text files; see `files`."""
+class _Unbuilt(seqio.DataSource):
+  """What is read from files of others each time, all of it."""
 
-  def __init__(self, pattern: str, column: str) -> None:
-    """Takes a glob, and the field or column that holds the text."""
-    self._pattern, self._column = pattern, column
+  def __init__(self) -> None:
     super().__init__(splits=('train',))
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
     """Whether any number of shards is fine."""
     return True
+
+  def num_input_examples(self, split: str) -> None:
+    """Returns None: counting means reading."""
+
+
+class FileSource(_Unbuilt):
+  """JSON lines, Parquet or text files; see `files`."""
+
+  def __init__(self, pattern: str, column: str) -> None:
+    """Takes a glob, and the field or column that holds the text."""
+    self._pattern, self._column = pattern, column
+    super().__init__()
 
   def get_dataset(
     self,
@@ -120,9 +130,6 @@ class FileSource(seqio.DataSource):
       np.random.default_rng(seed).shuffle(texts)
     dataset = tf.data.Dataset.from_tensor_slices(texts or np.array([], object))
     return dataset.map(lambda text: {'text': text})
-
-  def num_input_examples(self, split: str) -> None:
-    """Returns None: counting means reading."""
 
   def list_shards(self, split: str) -> list[str]:
     """Returns the files."""
@@ -181,7 +188,7 @@ def register(
     _registered.add(name)
 
 
-class ChatSource(seqio.DataSource):
+class ChatSource(_Unbuilt):
   """Conversations as token ids, and which of them the assistant wrote."""
 
   def __init__(
@@ -194,12 +201,7 @@ class ChatSource(seqio.DataSource):
     """Takes `mixtures.Task.chat`, raw packages, a tokenizer, a format."""
     self._chat, self._raw, self._model = chat, raw_directory, model
     self._template = chatml.get(template)
-    super().__init__(splits=('train',))
-
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    """Whether any number of shards is fine."""
-    return True
+    super().__init__()
 
   def get_dataset(
     self,
@@ -233,9 +235,6 @@ class ChatSource(seqio.DataSource):
         for name, values in columns.items()
       }
     )
-
-  def num_input_examples(self, split: str) -> None:
-    """Returns None: counting means reading."""
 
   def list_shards(self, split: str) -> list[str]:
     """Returns one name."""
