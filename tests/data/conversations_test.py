@@ -81,6 +81,15 @@ def _row(*turns):
     (_row('ua', 'tb'), "unknown role: 'tool' of message 2"),
     ('{"messages": [{"content": "a"}]}', 'no role: message 1'),
     ('{"messages": [{"role": "user", "content": 3}]}', 'no text: message 1'),
+    ('{"messages": [{"role": [], "content": "a"}]}', 'no role: message 1'),
+    (
+      '{"messages": [{"role": [1], "content": "a"}]}',
+      'unknown role: [1] of message 1',
+    ),
+    (
+      '{"instruction": "a", "output": "b", "history": 3}',
+      'history is no list',
+    ),
     ('{"messages": []}', 'no messages'),
     ('{"messages": ["hi"]}', 'a message is no object'),
     ('{"text": "hi"}', 'unknown layout'),

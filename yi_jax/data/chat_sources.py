@@ -8,6 +8,7 @@ passed on with this code.
 
 import collections
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -82,6 +83,30 @@ def read(
       skipped[found.partition(':')[0]] += 1
     else:
       yield messages
+
+
+def chats(
+  chat: str,
+  directory: pathlib.Path,
+  shard: tuple[int, int] = (0, 1),
+  *,
+  skip_invalid: bool = False,
+  skipped: collections.Counter[str] | None = None,
+) -> _Chats:
+  """Yields the conversations of a task.
+
+  Args:
+    chat: key of SOURCES, or glob of files; see `mixtures.Task`.
+    directory: the folder of raw packages.
+    shard: (i, n): every n-th from the i-th.
+    skip_invalid: see `conversations.read`; sources always skip.
+    skipped: counts what is no conversation, by reason.
+  """
+  if chat in SOURCES:
+    found = read(chat, directory, skipped)
+  else:
+    found = conversations.read(chat, skip_invalid=skip_invalid, skipped=skipped)
+  return itertools.islice(found, shard[0], None, shard[1])
 
 
 def get(name: str) -> Source:

@@ -177,8 +177,12 @@ def from_row(row: Any) -> Messages:
 
 def _alpaca(row: Mapping[str, Any]) -> Messages:
   parts = [row['instruction'], row.get('input')]
-  turns = [*(row.get('history') or ()), (None, None)]
-  turns[-1] = ('\n'.join(str(x) for x in parts if x), row['output'])
+  history = row.get('history') or []
+  if not isinstance(history, list) or any(
+    not isinstance(turn, list) or len(turn) != 2 for turn in history
+  ):
+    raise ValueError('history is no list of [question, answer]')
+  turns = [*history, ('\n'.join(str(x) for x in parts if x), row['output'])]
   found = []
   for question, answer in turns:
     found.append({'role': 'user', 'content': question})
@@ -191,7 +195,7 @@ def _with_system(system: Any, messages: list[dict[str, Any]]) -> Messages:
   if system:
     messages = [{'role': 'system', 'content': system}, *messages]
   return tuple(
-    {**m, 'role': _ROLES.get(m['role'], m['role'])} for m in messages
+    {**m, 'role': _ROLES.get(str(m['role']), m['role'])} for m in messages
   )
 
 

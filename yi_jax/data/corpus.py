@@ -5,7 +5,6 @@ the documents, train the vocabulary. Call them under the lock of the data root.
 """
 
 import collections
-import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -110,7 +109,14 @@ class Corpus:
 
       return tfds_builder.texts(task.source, self._tfds, shard)
     if task.chat:
-      return self._chats(task.chat, skipped, shard)
+      found = chat_sources.chats(
+        task.chat,
+        self._raw,
+        shard,
+        skip_invalid=self._data.chat.skip_invalid,
+        skipped=skipped,
+      )
+      return map(conversations.to_text, found)
     if task.pattern:
       return files.read(task.pattern, task.column, shard, skipped)
     # Seconds and gigabytes of TensorFlow, only for data sets of others.
@@ -120,23 +126,6 @@ class Corpus:
       tasks.register(prepared.root(self._data), self._data.vocabulary)
       self._registered = True
     return tasks.texts(name, shard, skipped)
-
-  def _chats(
-    self,
-    chat: str,
-    skipped: collections.Counter[str] | None,
-    shard: tuple[int, int],
-  ) -> Iterator[str]:
-    """Yields conversations as texts; see `mixtures.Task.chat`."""
-    if chat in chat_sources.SOURCES:
-      found = chat_sources.read(chat, self._raw, skipped)
-    else:
-      skip = self._data.chat.skip_invalid
-      found = conversations.read(chat, skip_invalid=skip, skipped=skipped)
-    index, count = shard
-    return map(
-      conversations.to_text, itertools.islice(found, index, None, count)
-    )
 
   def hash(self, name: str, text: str) -> int:
     """Returns the hash by which a document of a task may be held out."""

@@ -16,7 +16,6 @@ handed to it as a whole, which is meant for small sources; `prepare` streams.
 
 import collections
 import functools
-import itertools
 import pathlib
 from collections.abc import Iterator
 
@@ -28,7 +27,6 @@ from yi_jax import paths
 from yi_jax.data import (
   chat_sources,
   chatml,
-  conversations,
   files,
   mixtures,
   sources,
@@ -214,14 +212,10 @@ class ChatSource(_Unbuilt):
     """Returns conversations, dicts of targets and loss_weights (0 or 1)."""
     _check_split(split)
     words = tokenizer.open_tokenizer(self._model)
-    if self._chat in chat_sources.SOURCES:
-      found = chat_sources.read(self._chat, self._raw)
-    else:
-      found = conversations.read(self._chat)
-    index, count = _shard(shard_info)
+    shard = _shard(shard_info)
     rendered = [
       chatml.render(self._template, messages, words)
-      for messages in itertools.islice(found, index, None, count)
+      for messages in chat_sources.chats(self._chat, self._raw, shard)
     ]
     if shuffle:
       np.random.default_rng(seed).shuffle(rendered)
