@@ -316,6 +316,8 @@ def _open_workdir(path: pathlib.Path, step: int | None) -> Source:
       vocabulary_hash=words.hash if words else '',
       remarks=[] if words else [f'no tokenizer goes along: {reason}'],
     )
+  if manifest['model'].get('lora'):
+    return source  # the digest is of kernels and adapters apart
   return dataclasses.replace(source, digest=manifest['digests']['params'])
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from yi_jax import app, train
+from yi_jax import app, convert, train
 from yi_jax.checkpoints import hf, peft
 from yi_jax.data import prepared
 from yi_jax.models import config as model_config
@@ -238,6 +239,15 @@ def test_adapters_are_trained_kept_and_taken_out(tiny_run, tmp_path, capsys):
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
     jax.tree.map(np.asarray, lazily),
+    after,
+  )
+  # `convert` takes it too: whole, in the type it computes in.
+  place = pathlib.Path(tuned)
+  source = convert.open_source(place)
+  convert.convert(source, place, tmp_path / 'hf', convert.Plan(to='hf'))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+    hf.load_pretrained(tmp_path / 'hf', 'float32', scan_layers=False)[1],
     after,
   )
   equal = jax.tree.map(np.array_equal, found, after)
