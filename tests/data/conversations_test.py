@@ -142,3 +142,14 @@ def test_many_bad_records_are_counted(tmp_path):
   with pytest.raises(ValueError, match='30 records') as error:
     list(conversations.read(str(path)))
   assert 'and 20 more' in str(error.value)
+
+
+def test_an_id_tells_of_turns_alone():
+  asked = {'role': 'user', 'content': 'Hi'}
+  told = {'role': 'assistant', 'content': '你好'}
+  known = conversations.identity((asked, told))
+  assert known == 'cb897c2c25a3efd5'
+  alpaca = {'instruction': 'Hi', 'output': '你好'}
+  assert conversations.identity(conversations.from_row(alpaca)) == known
+  others = [(told, asked), (asked, {**told, 'content': '你好 '}), (asked,)]
+  assert len({known, *map(conversations.identity, others)}) == 4

@@ -15,6 +15,7 @@ that surveys, data sets and the choice of what is held out see documents.
 
 import collections
 import gzip
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -242,6 +243,16 @@ def to_text(messages: Sequence[Mapping[str, str]]) -> str:
 def from_text(text: str) -> Messages:
   """Undoes `to_text`."""
   return tuple({'role': r, 'content': c} for r, c in json.loads(text))
+
+
+def identity(messages: Sequence[Mapping[str, str]]) -> str:
+  """Returns the id of a conversation: 16 hex digits, a hash of its turns.
+
+  Roles and contents decide it, nothing else: it is the same in every file and
+  layout, and another as soon as a character changes.
+  """
+  text = to_text(messages).encode('utf-8', 'surrogatepass')
+  return hashlib.sha256(text).hexdigest()[:16]
 
 
 def question(messages: Sequence[Mapping[str, str]]) -> str:
