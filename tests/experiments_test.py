@@ -16,7 +16,7 @@ _ARGS = {
   'pretrain': config_lib.preset_names(),
   'sft': ('yi_6b', 'smollm2', 'tiny'),
 }
-_NO_TRAINING = {'curate'}  # see curate_test.py
+_NO_TRAINING = {'curate', 'polish'}  # see curate_test.py, polish_test.py
 _RUNS = [
   f'experiments/{path.name}' + (f':{arg}' if arg else '')
   for path in sorted(_FOLDER.glob('*.py'))
