@@ -93,6 +93,7 @@ def config(tmp_path):
         'mixture': 'quickstart',
         'rates': {'en_books_tiny': 0.6, 'zh_other_tiny': 0.4},
         'stages': (),
+        'lengths': (),
         'vocabulary': 'tiny',
         'vocabulary_size': 350,
         'length': 16,
@@ -451,3 +452,19 @@ def test_rows_do_not_depend_on_how_documents_are_batched(
       np.testing.assert_array_equal(
         reader[index]['tokens'], other.readers[task][index]['tokens']
       )
+
+
+def test_rows_of_every_length_of_a_run_are_made(texts, config):
+  config.data.lengths = ((1000, 32), (5000, 16))
+  prepare.prepare(config)
+  for length in (16, 32):
+    data = prepared.at_length(config.data, length)
+    assert prepare.is_current(data)
+    row = prepared.open_prepared(data, 'train').readers['en_books_tiny'][0]
+    assert row['tokens'].shape == (length,)
+  # The same documents are held out: what is read later was never learned.
+  held = [
+    _documents(prepared.at_length(config.data, length), 'heldout')
+    for length in (16, 32)
+  ]
+  assert held[0] == held[1]

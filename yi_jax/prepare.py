@@ -38,6 +38,8 @@ _SHARD = flags.DEFINE_string(
 def prepare(config: Any, shard: tuple[int, int] = (0, 1)) -> None:
   """Makes what `prepared.open_prepared(config.data, ...)` opens.
 
+  With `data.lengths`, the same documents are packed once a length.
+
   Args:
     config: of a run; only its data section is read.
     shard: (i, n): pack the i-th of n parts.
@@ -46,11 +48,17 @@ def prepare(config: Any, shard: tuple[int, int] = (0, 1)) -> None:
     ValueError: if the config or a file is wrong, or there is too little text.
     OSError: if a file is missing and cannot be fetched, or the disk is full.
   """
-  data, root = config.data, prepared.root(config.data)
   if not 0 <= shard[0] < shard[1]:
     raise ValueError(
       f'--shard is i/n with i from 0 to n - 1, not {shard[0]}/{shard[1]}'
     )
+  for data in prepared.of_each_length(config.data):
+    _prepare(data, shard)
+
+
+def _prepare(data: Any, shard: tuple[int, int]) -> None:
+  """Makes the rows of one length."""
+  root = prepared.root(data)
   if is_current(data):
     progress.tell('prepare', f'everything is in {root}')
     _tell_figures(data)

@@ -52,6 +52,7 @@ def config(root):
         'mixture': 'quickstart',
         'rates': {'en_books_plays': 1.0, 'zh_web_tiny': 1.0},
         'stages': (),
+        'lengths': (),
         'vocabulary': 'tiny',
         'vocabulary_size': 350,
         'length': 16,

@@ -14,6 +14,7 @@ A KEY is a hash of everything that decides the content, so another vocabulary,
 length, split or raw file has other rows, and what is there is never stale.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from yi_jax import paths
-from yi_jax.data import chat_packing, chatml, mixtures, rows, tokenizer
+from yi_jax.data import (
+  chat_packing,
+  chatml,
+  lengths,
+  mixtures,
+  rows,
+  tokenizer,
+)
 
 SPLITS = ('train', 'heldout')
 _FORMAT = 1  # of the rows and their key
@@ -144,6 +152,19 @@ def stages(data: Any) -> list[tuple[int, dict[str, float]]]:
     found.append((row, mixtures.rates(data.mixture, rates)))
   tasks = {task: 0.0 for _, rates in found for task in rates}
   return [(row, {**tasks, **rates}) for row, rates in found]
+
+
+def at_length(data: Any, length: int) -> Any:
+  """Returns the data section of a config with rows of another length."""
+  changed = copy.deepcopy(data)
+  changed.length, changed.lengths = length, ()
+  return changed
+
+
+def of_each_length(data: Any) -> list[Any]:
+  """Returns the data section for each length of a run, see `data.lengths`."""
+  found = {length for _, length in lengths.schedule(data.length, data.lengths)}
+  return [at_length(data, length) for length in sorted(found)]
 
 
 def tasks(data: Any) -> dict[str, mixtures.Task]:

@@ -12,9 +12,10 @@ import re
 from typing import Any
 
 from yi_jax import paths, spelling
+from yi_jax.data import lengths as lengths_lib
 from yi_jax.models import config as model_config
 from yi_jax.models import lora, transformer
-from yi_jax.training import optimizer
+from yi_jax.training import optimizer, plateau
 
 # What may differ between a run and its continuation: how far, how often and
 # where. Another train.steps moves the end of the schedule, and so the rate of
@@ -27,9 +28,13 @@ FREE_KEYS = (
   'data.root',
   # The order of rows does not depend on the batch, so a batch may grow.
   'data.batch_tokens',
+  'data.batch_growth',
   'optimizer.accumulate_steps',
   'model.remat',
 )
+# What may differ where it begins after all that a run has read: pairs of which
+# the first is a token.
+_BY_TOKENS = ('data.stages', 'data.lengths')
 
 # optimizer.scale_with_batch -> factor of the learning rate, by that of the
 # batch. Linear: Goyal et al. 2017, for SGD. Square root: Malladi et al. 2022,
@@ -193,8 +198,27 @@ def _data_defaults() -> dict[str, Any]:
     'vocabulary_size': 8192,
     # Tokens a row.
     'length': 512,
-    # Tokens a step, over all devices: a multiple of length.
+    # Longer or shorter rows later in the run, the tokens a step being kept:
+    # ((first token, tokens a row), ...), tokens counted as in `stages`. A
+    # length begins with the next step.
+    'lengths': (),
+    # Tokens a step, over all devices: a multiple of every length.
     'batch_tokens': 4096,
+    # A batch that grows whenever the loss stops falling: while it is small,
+    # many noisy steps; then fewer, better ones (McCandlish et al. 2018, Smith
+    # et al. 2018). The rule and its numbers are ours, see training/phases.py.
+    'batch_growth': {
+      # Steps of each of the two stretches whose mean losses are compared; 0
+      # keeps the batch as it is.
+      'window': 0,
+      # The loss falls while a stretch has less than the one before, by at
+      # least this share of it.
+      'least_gain': 0.002,
+      # A batch becomes so many times as large, a whole number.
+      'factor': 2,
+      # Tokens a step that no batch exceeds.
+      'most_tokens': 0,
+    },
     # Documents kept away from training: this share of them, and at least
     # so many bytes a language.
     'heldout_fraction': 0.01,
@@ -250,6 +274,9 @@ class Run:
     steps: updates in all; the schedule ends there.
     length: T, tokens a row.
     rows: B, rows a step over all devices.
+    lengths: of the whole run, see `data.lengths.schedule`; the step knows
+      only `length` and `rows`, see training/phases.py.
+    growth: when the batch grows.
     max_bad_steps: skipped updates in a row that end the run.
     spike_factor: see `defaults`.
     strategy: what is cut over which mesh axis, see sharding/rules.py.
@@ -262,6 +289,8 @@ class Run:
   steps: int
   length: int
   rows: int
+  lengths: lengths_lib.Schedule = ()
+  growth: plateau.Settings = plateau.Settings()
   max_bad_steps: int = 10
   spike_factor: float = 0.0
   strategy: str = 'auto'
@@ -282,12 +311,6 @@ def resolve(config: Any) -> Run:
   _check_keys(config, defaults())
   data, train = config['data'], config['train']
   model = resolve_model(config)
-  if data['length'] > model.max_position_embeddings:
-    raise ValueError(
-      f'data.length ({data["length"]}) is longer than the '
-      f'{model.max_position_embeddings} positions of {config["model"]["preset"]}'
-      '; shorten it or raise model.overrides.max_position_embeddings'
-    )
   if data['vocabulary_size'] > model.vocab_size:
     raise ValueError(
       f'data.vocabulary_size ({data["vocabulary_size"]}) exceeds the '
@@ -314,11 +337,8 @@ def resolve(config: Any) -> Run:
       raise ValueError(f'{key} must not be negative')
   if config['sample']['prompts'] and config['sample']['tokens'] < 1:
     raise ValueError('sample.tokens must be at least 1')
-  if data['batch_tokens'] % data['length']:
-    raise ValueError(
-      f'data.batch_tokens ({data["batch_tokens"]}) must be a multiple of '
-      f'data.length ({data["length"]})'
-    )
+  growth = plateau.Settings(**data['batch_growth'])
+  plateau.check(growth, data['batch_tokens'])
   profile_range(train['profile'])
   section = _scaled(config['optimizer'], data)
   if model.lora and section['trainable'] == '.*':
@@ -330,6 +350,8 @@ def resolve(config: Any) -> Run:
     steps=train['steps'],
     length=data['length'],
     rows=data['batch_tokens'] // data['length'],
+    lengths=_lengths(config, model),
+    growth=growth,
     max_bad_steps=train['max_bad_steps'],
     spike_factor=train['spike_factor'],
     strategy=config['mesh']['strategy'],
@@ -343,6 +365,28 @@ def resolve(config: Any) -> Run:
       f'optimizer.accumulate_steps = {settings.accumulate_steps} equal pieces'
     )
   return run
+
+
+def _lengths(
+  config: dict[str, Any], model: model_config.ModelConfig
+) -> lengths_lib.Schedule:
+  """Returns the lengths of a run if model and batch can have them."""
+  data = config['data']
+  found = lengths_lib.schedule(data['length'], data['lengths'])
+  for number, (_, length) in enumerate(found):
+    key = 'data.lengths' if number else 'data.length'
+    if length > model.max_position_embeddings:
+      raise ValueError(
+        f'{key} ({length}) is longer than the {model.max_position_embeddings} '
+        f'positions of {config["model"]["preset"]}; shorten it or raise '
+        'model.overrides.max_position_embeddings'
+      )
+    if data['batch_tokens'] % length:
+      raise ValueError(
+        f'data.batch_tokens ({data["batch_tokens"]}) must be a multiple of '
+        f'{key} ({length})'
+      )
+  return found
 
 
 def _scaled(section: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -451,7 +495,7 @@ def refuse_other_run(
   for key in sorted(saved.keys() & now.keys()):
     if saved[key] == now[key]:
       continue
-    if key == 'data.stages':
+    if key in _BY_TOKENS:
       begun = [[s for s in run[key] if s[0] < tokens] for run in (saved, now)]
       free = begun[0] == begun[1]
     else:
