@@ -128,14 +128,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
   """All of the quickstart's model: what it learns is when to answer and end."""
   c.model.preset = 'tiny'
   c.init_from = 'runs/quickstart'
-  c.data.rates = ml_collections.ConfigDict(
-    {
-      'zh_translation_cedict': 0.3,
-      'zh_math_chalkbase': 0.3,
-      'en_knowledge_chatterbot': 0.3,
-      'zh_knowledge_chatterbot': 0.1,
-    }
-  )
+  c.data.mixture = 'chat_tiny'
   c.data.length = 512
   c.data.batch_tokens = 2048
   # Ours: a small model moves faster.

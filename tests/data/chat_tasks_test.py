@@ -111,6 +111,28 @@ def test_another_format_or_weight_is_asked_for_by_key(config):
     prepare.prepare(config)
 
 
+def test_so_many_samples_are_read_of_the_rows_there_are(config):
+  prepare.prepare(config)
+  whole = {split: _read(config.data, split) for split in prepared.SPLITS}
+  key = prepared.open_prepared(config.data, 'train').keys['zh_dialogue_tiny']
+  config.data.samples = {'zh_dialogue_tiny': 7}
+  assert prepare.is_current(config.data)
+  train, heldout = (_read(config.data, split) for split in prepared.SPLITS)
+  assert len(train) == 7
+  assert train.items() <= whole['train'].items()
+  assert heldout == whole['heldout']
+  limited = prepared.open_prepared(config.data, 'train').keys
+  assert limited == {'zh_dialogue_tiny': f'7 of {key}'}
+  config.data.chat.weigh = 'sample'
+  readers = prepared.open_prepared(config.data, 'train').readers
+  rows = readers['zh_dialogue_tiny']
+  weights = [rows[i]['loss_weights'].sum() for i in range(len(rows))]
+  assert sum(weights) == pytest.approx(7)
+  config.data.samples = {'zh_math_chalkbase': 7}
+  with pytest.raises(ValueError, match='chalkbase, which the run does not'):
+    prepared.open_prepared(config.data, 'train')
+
+
 def test_a_vocabulary_is_that_of_a_checkpoint(config, tmp_path):
   prepare.prepare(config)
   words = prepared.open_vocabulary(config.data)

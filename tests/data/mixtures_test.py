@@ -1,5 +1,7 @@
 """Tasks and mixtures as tables."""
 
+import json
+
 import pytest
 
 from yi_jax.data import chat_sources, mixtures
@@ -89,3 +91,39 @@ def test_own_files_become_a_task():
 def test_bad_rates_are_refused_by_name(mixture, rates, message):
   with pytest.raises(ValueError, match=message):
     mixtures.rates(mixture, rates)
+
+
+def _file(folder, **content):
+  path = folder / 'fused.json'
+  path.write_text(json.dumps(content))
+  return str(path)
+
+
+def test_a_mixture_may_be_a_file(tmp_path):
+  rates = {'zh_math_chalkbase': 0.75, 'en_dialogue_chitchat': 0.25}
+  path = _file(tmp_path, rates=rates, samples={'zh_math_chalkbase': 64})
+  assert mixtures.rates(path, {'en_books_plays': None}) == rates
+  assert mixtures.samples(path) == {'zh_math_chalkbase': 64}
+  more = {'zh_math_chalkbase': 8, 'en_dialogue_chitchat': None}
+  assert mixtures.samples(path, more) == {'zh_math_chalkbase': 8}
+  assert mixtures.samples('chat', {'zh_math_chalkbase': None}) == {}
+  with pytest.raises(ValueError, match='data.rates names en_web_c4 as well'):
+    mixtures.rates(path, {'en_web_c4': 1})
+  with pytest.raises(ValueError, match='has no "rates"'):
+    mixtures.rates(_file(tmp_path, samples={}))
+  with pytest.raises(FileNotFoundError, match='mixture_search.py writes'):
+    mixtures.rates(str(tmp_path / 'lost.json'))
+
+
+@pytest.mark.parametrize(
+  ('samples', 'message'),
+  [
+    ({'zh_maths_chalkbase': 1}, "did you mean 'zh_math_chalkbase'"),
+    ({'en_books_plays': 1}, 'en_books_plays is text'),
+    ({'zh_math_chalkbase': 0}, 'samples.zh_math_chalkbase is .* not 0'),
+    ({'zh_math_chalkbase': 0.5}, 'not 0.5'),
+  ],
+)
+def test_bad_numbers_of_samples_are_refused_by_name(samples, message):
+  with pytest.raises(ValueError, match=message):
+    mixtures.samples('chat', samples)

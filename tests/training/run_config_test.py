@@ -28,10 +28,11 @@ def test_the_defaults_are_a_run():
 def test_base_holds_the_defaults_and_takes_overrides_of_every_type():
   config = run_config.base()
   flat = run_config.to_dict(config)
-  # Every task has a rate to set, and none is set.
-  assert set(flat['data'].pop('rates').values()) == {None}
   want = run_config.defaults()
-  assert want['data'].pop('rates') == {}
+  # Every task has a rate and a number of samples to set, and none is set.
+  for key in ('rates', 'samples'):
+    assert set(flat['data'].pop(key).values()) == {None}
+    assert want['data'].pop(key) == {}
   # So have the fields of stretched positions.
   assert set(flat['model']['overrides'].pop('rope_scaling').values()) == {None}
   assert want['model']['overrides'].pop('rope_scaling') is None

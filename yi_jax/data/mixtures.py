@@ -76,6 +76,8 @@ class Task:
     return files.identity(self.pattern, self.column)
 
 
+_FILE = '.json'  # of a mixture that is a path
+
 # Source -> last part of its task's name.
 _LOCAL = {
   'zh_law': 'law',
@@ -298,7 +300,73 @@ MIXTURES = {
     'en_tools_glaive': 0.05,
     'zh_tools_glaive': 0.05,
   },
+  # What a model of the quickstart's size can learn of them.
+  'chat_tiny': {
+    'zh_translation_cedict': 0.3,
+    'zh_math_chalkbase': 0.3,
+    'en_knowledge_chatterbot': 0.3,
+    'zh_knowledge_chatterbot': 0.1,
+  },
 }
+
+
+def read(mixture: str) -> dict[str, dict[str, float]]:
+  """Returns what is known of a mixture: its `rates`, and `samples`.
+
+  A mixture in a file is JSON, as launch/mixture_search.py writes it: {"rates":
+  {task: rate, ...}, "samples": {task: most conversations, ...}}; its other keys
+  are for people.
+
+  Args:
+    mixture: key of MIXTURES, or path of a .json; a relative one starts at the
+      repository.
+
+  Raises:
+    ValueError: for an unknown name, or a file that holds no mixture.
+    FileNotFoundError: if there is no such file.
+  """
+  if not mixture.endswith(_FILE):
+    if mixture not in MIXTURES:
+      raise ValueError(
+        f'no mixture {mixture!r}{spelling.nearest(mixture, MIXTURES)}'
+      )
+    return {'rates': dict(MIXTURES[mixture]), 'samples': {}}
+  path = pathlib.Path(paths.in_repository(mixture))
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'no mixture in {path}; launch/mixture_search.py writes one'
+    )
+  content = json.loads(path.read_text())
+  if not isinstance(content, dict) or 'rates' not in content:
+    raise ValueError(f'{path} is no mixture: it has no "rates"')
+  return {'rates': content['rates'], 'samples': content.get('samples', {})}
+
+
+def samples(
+  mixture: str, override: Mapping[str, int] | None = None
+) -> dict[str, int]:
+  """Returns how many conversations of a task are read, where not all.
+
+  Args:
+    mixture: see `rates`.
+    override: counts beside or instead of the mixture's own; None is none.
+
+  Raises:
+    ValueError: for a task that is none of conversations, or a count below 1.
+  """
+  given = {k: v for k, v in (override or {}).items() if v is not None}
+  found = read(mixture)['samples'] | given
+  for name, count in found.items():
+    if not get(name).chat:
+      raise ValueError(
+        f'data.samples limits conversations; {name} is text, which has rates'
+      )
+    if not isinstance(count, int) or count < 1:
+      raise ValueError(
+        f'data.samples.{name} is a number of conversations, 1 or more, not '
+        f'{count!r}; leave it unset for all'
+      )
+  return found
 
 
 def rates(
@@ -307,20 +375,23 @@ def rates(
   """Returns the rates of a run, by task name.
 
   Args:
-    mixture: key of MIXTURES.
+    mixture: key of MIXTURES, or path of a file, see `read`.
     override: rates instead of the mixture's own, unless empty; None is no
       rate. A rate of 0 keeps a task's held-out text in the evaluation.
 
   Raises:
-    ValueError: for unknown names, a rate that is negative or no number, or
-      rates that are all 0.
+    ValueError: for unknown names, a rate that is negative or no number, rates
+      that are all 0, or rates beside those of a file.
+    FileNotFoundError: if there is no such file.
   """
-  if mixture not in MIXTURES:
-    raise ValueError(
-      f'no mixture {mixture!r}{spelling.nearest(mixture, MIXTURES)}'
-    )
   given = {k: v for k, v in (override or {}).items() if v is not None}
-  found = given or dict(MIXTURES[mixture])
+  if given and mixture.endswith(_FILE):
+    raise ValueError(
+      f'data.mixture is {mixture} and data.rates names {min(given)} as well: '
+      'take the rates of one of both'
+    )
+  own = read(mixture)['rates']
+  found = given or own
   for name, rate in found.items():
     get(name)
     if not isinstance(rate, int | float):

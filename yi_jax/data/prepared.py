@@ -27,6 +27,7 @@ from typing import Any
 from yi_jax import paths
 from yi_jax.data import (
   chat_packing,
+  chat_samples,
   chatml,
   lengths,
   mixtures,
@@ -50,10 +51,11 @@ class Prepared:
     abilities: task of conversations -> language_ability, as in zh_math.
     bytes: task -> UTF-8 bytes of exactly the documents in these rows.
     xz: language -> bits per byte of `xz -9e` on the held-out text.
-    keys: task -> hash of all that made its rows.
+    keys: task -> hash of all that made its rows, and how many conversations
+      of it are read, if not all.
   """
 
-  readers: dict[str, rows.RowReader]
+  readers: dict[str, chat_packing.Rows]
   stages: list[tuple[int, dict[str, float]]]
   vocabulary_hash: str
   languages: dict[str, str]
@@ -89,6 +91,9 @@ def open_prepared(data: Any, split: str) -> Prepared:
       f'{vocabulary_folder(data)} has changed since the rows were made; run '
       'yi_jax.prepare again'
     )
+  samples = mixtures.samples(data.mixture, dict(data.samples))
+  for name in samples.keys() - index['tasks'].keys():
+    raise ValueError(f'data.samples names {name}, which the run does not read')
   readers, sizes = {}, {}
   for name, entry in index['tasks'].items():
     shards = finished_shards(rows_folder(data, name) / entry['key'])
@@ -98,6 +103,8 @@ def open_prepared(data: Any, split: str) -> Prepared:
         'yi_jax.prepare again'
       )
     reader = rows.RowReader([shard / split for shard in shards])
+    if split == 'train' and name in samples:
+      reader = chat_samples.take(reader, samples[name], name)
     per_sample = split == 'train' and data.chat.weigh == 'sample'
     if per_sample and mixtures.get(name).chat:
       reader = chat_packing.PerSample(reader)
@@ -116,7 +123,10 @@ def open_prepared(data: Any, split: str) -> Prepared:
     },
     bytes=sizes,
     xz=index['xz'],
-    keys={name: entry['key'] for name, entry in index['tasks'].items()},
+    keys={
+      name: (f'{samples[name]} of ' if name in samples else '') + entry['key']
+      for name, entry in index['tasks'].items()
+    },
   )
 
 

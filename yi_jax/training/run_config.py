@@ -183,11 +183,15 @@ def _data_defaults() -> dict[str, Any]:
     # Where raw files, vocabularies and packed rows live; a relative path
     # starts at the repository.
     'root': 'data',
-    # What is read, one of yi_jax.data.mixtures.
+    # What is read, one of yi_jax.data.mixtures, or the path of a .json that
+    # launch/mixture_search.py has written.
     'mixture': 'quickstart',
     # Task name -> rate, instead of the mixture's own. With none set, those
     # are kept: --config.data.rates.en_books_plays=1 reads plays alone.
     'rates': {},
+    # Task of conversations -> how many of them are read (chosen by hash, the
+    # fewer among the more); all where none is set. Packs nothing anew.
+    'samples': {},
     # Other rates later in the run: ((first token, {task: rate, ...}), ...),
     # tokens counted over the whole run. A stage reads nothing but its tasks.
     'stages': (),
@@ -258,9 +262,10 @@ def base() -> Any:
   del overrides['rope_scaling']
   overrides['rope_scaling'] = ml_collections.ConfigDict(scaling)
   config.model.overrides = overrides
-  config.data.rates = ml_collections.ConfigDict(
-    {name: config_dict.placeholder(float) for name in mixtures.TASKS}
-  )
+  for key, kind in (('rates', float), ('samples', int)):
+    config.data[key] = ml_collections.ConfigDict(
+      {name: config_dict.placeholder(kind) for name in mixtures.TASKS}
+    )
   return config.lock()
 
 
@@ -526,6 +531,7 @@ def _check_keys(
   for key, value in known.items():
     if key not in config:
       raise ValueError(f'config key {path}{key} is missing')
-    # Overrides and rates may hold any subset; others check their names.
-    if isinstance(value, dict) and key not in ('overrides', 'rates'):
+    # These may hold any subset; others check their names.
+    free = ('overrides', 'rates', 'samples')
+    if isinstance(value, dict) and key not in free:
       _check_keys(config[key], value, f'{path}{key}.')
