@@ -37,6 +37,14 @@ _MAY_IMPORT = {
     *('models', 'sharding', 'data', 'checkpoints', 'training', 'paths')
   },
   'planning': {'models', 'sharding', 'data', 'training', 'paths'},
+  'evaluation': {
+    *('models', 'sharding', 'data', 'checkpoints', 'training', 'serving'),
+    'paths',
+  },
+  'alignment': {
+    *('app', 'models', 'sharding', 'data', 'checkpoints', 'training', 'paths'),
+    *('serving', 'curation', 'sweeping'),
+  },
 }
 _FOR_ALL = {'spelling'}
 # Heavy or foreign packages: the only parts of yi_jax that may import them.

@@ -104,6 +104,7 @@ def test_ids_are_those_of_transformers_with_the_jinja_text(
     (_CHAT[:2], True),
     ([*_CHAT[:2], answer, _CHAT[3]], True),
     ([*_CHAT[:2], answer], False),
+    ([_CHAT[0], *[_CHAT[1], answer, _CHAT[3], answer] * 3][:11], False),
   ]
   requests = [
     {'conversation': list(chat), 'add_generation_prompt': generate}

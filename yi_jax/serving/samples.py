@@ -8,7 +8,7 @@ from yi_jax.models import lora
 from yi_jax.serving import generation
 
 # Ours: lively enough not to repeat itself, small models do at 0.
-_TEMPERATURE, _TOP_P = 0.7, 0.9
+TEMPERATURE, TOP_P = 0.7, 0.9
 
 
 def make(
@@ -56,8 +56,8 @@ def make(
   made = generator.generate(
     rows,
     config.sample.tokens,
-    temperature=_TEMPERATURE,
-    top_p=_TOP_P,
+    temperature=TEMPERATURE,
+    top_p=TOP_P,
     seed=config.seed,
     stop_ids=sorted(stops),
   )
