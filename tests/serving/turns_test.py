@@ -50,7 +50,7 @@ _ROWS = [
 
 
 def _heldout(**abilities):
-  readers = {task: _ROWS for task in abilities}
+  readers = dict.fromkeys(abilities, _ROWS)
   return types.SimpleNamespace(readers=readers, abilities=abilities)
 
 
