@@ -128,6 +128,12 @@ class Journal:
     return row
 
 
+def mend_if_cut(path: pathlib.Path) -> None:
+  """Mends a file whose lines can be made again, and says so."""
+  if _rest(path, 0)[1]:
+    print(mend(path), flush=True)
+
+
 def mend(path: pathlib.Path) -> str:
   """Puts a line that was cut off into PATH.cut; tells what it did.
 
