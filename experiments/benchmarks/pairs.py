@@ -70,8 +70,11 @@ def measure(
   for number in range(rounds):
     for unit in units:
       for name, worker in workers.items():
-        worker.stdin.write(f'{unit}\n')
-        worker.stdin.flush()
+        try:
+          worker.stdin.write(f'{unit}\n')
+          worker.stdin.flush()
+        except BrokenPipeError:
+          pass  # `_expect` tells what the worker died of
         took = float(_expect(name, worker))
         seconds[f'{name} {unit}'.strip()].append(took)
     last = ', '.join(f'{n} {s[-1]:.2f} s' for n, s in seconds.items())
@@ -88,7 +91,8 @@ def _expect(name: str, worker: subprocess.Popen) -> str:
     word = line.strip()
     if word == 'ready' or word.replace('.', '', 1).replace('e-', '').isdigit():
       return word
-  raise RuntimeError(f'{name} died:\n{worker.stderr.read()[-2000:]}')
+  code, said = worker.wait(), worker.stderr.read()[-2000:]
+  raise RuntimeError(f'{name} died with exit code {code}:\n{said}')
 
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
