@@ -343,3 +343,22 @@ def test_kernels_stored_transposed_give_the_same_logits(rows):
   as_usual = generation._apply(model, params, tokens).logits
   transposed = generation._apply_transposed(model, turned, tokens).logits
   np.testing.assert_allclose(transposed, as_usual, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_are_those_of_a_full_pass(dense):
+  config, params = _model()
+  rows = _prompts(5, 17, 1, 30)
+  scores = dense.score(rows)
+  assert [len(score) for score in scores] == [4, 16, 0, 29]
+  model = transformer.Transformer(config)
+  padded = np.zeros((4, 30), np.int32)
+  for place, row in zip(padded, rows, strict=True):
+    place[: len(row)] = row
+  logits = jax.jit(lambda x: model.apply({'params': params}, x).logits)(padded)
+  whole = np.asarray(jax.nn.log_softmax(logits))
+  for i, (row, score) in enumerate(zip(rows, scores, strict=True)):
+    expected = [whole[i, j, token] for j, token in enumerate(row[1:])]
+    np.testing.assert_allclose(score, expected, rtol=0, atol=1e-4)
+  assert dense.score([[]])[0].shape == (0,)
+  with pytest.raises(ValueError, match='the model knows 0 to 66'):
+    dense.score([[1, 3, 99]])

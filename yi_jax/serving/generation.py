@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from yi_jax.models import attention, kv_cache, layout, linear, transformer
+from yi_jax.models import attention, kv_cache
 from yi_jax.models import config as config_lib
-from yi_jax.serving import sampling
+from yi_jax.serving import compute, sampling
 
 END_OF_TEXT = 2  # <|endoftext|>: documents of pretraining begin after it
 STOP_IDS = (2, 7)  # <|endoftext|> ends a text, <|im_end|> a turn of a chat
 _STEPS = 16  # tokens a row that one dispatch makes at most
 _SHORTEST = 16  # tokens of the smallest program
+_SCORED = 256  # positions whose logits are held at a time, in `score`
 _NOTHING = -1  # in place of a token where a row is at its end
 
 
@@ -101,29 +101,18 @@ class Generator:
     """
     if max_length < 2:
       raise ValueError(f'max_length must be at least 2, not {max_length}')
-    if dtype is None:
-      on_cpu = jax.default_backend() == 'cpu'
-      dtype = 'float32' if on_cpu else config.dtype
-    config, params = layout.unroll(config, params)
-    self.config = config.replace(dtype=dtype, remat='none')
+    self._compute = compute.Compute(
+      config, params, vocabulary_size=vocabulary_size, dtype=dtype
+    )
+    self.config = self._compute.config
     self.max_length = max_length
     self.programs: list[str] = []
     self.compile_seconds = 0.0
-    # Vectors (norms, biases) keep their precision: they cost no bandwidth.
-    params = jax.tree.map(
-      lambda x: jnp.asarray(x, dtype if x.ndim > 1 else None), params
-    )
-    self._apply = _apply
-    if jax.default_backend() == 'cpu':
-      params['layers'] = _transposed(params['layers'])
-      self._apply = _apply_transposed
-    self._params = params
-    self._vocabulary_size = vocabulary_size or config.vocab_size
-    self._model = transformer.Transformer(self.config)
     self._attention_fn = attention_fn
     self._prefill = jax.jit(self._trace_prefill)
     self._grow = jax.jit(self._trace_grow, static_argnums=1)
     self._decode = jax.jit(self._trace_decode, donate_argnums=1)
+    self._score = jax.jit(self._trace_score)
 
   def generate(
     self,
@@ -200,6 +189,32 @@ class Generator:
     )
     return self._stream(prompts, rows, steps)
 
+  def score(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Returns how likely each token is after those before it.
+
+    Args:
+      rows: token ids.
+
+    Returns:
+      Log-probabilities in nats, float32[length - 1] a row: its first token has
+      nothing before it.
+
+    Raises:
+      ValueError: for a row that is too long, or ids that are none.
+    """
+    rows = [list(row) for row in rows]
+    if not any(map(len, rows)):
+      return [np.zeros(0, np.float32) for _ in rows]
+    self._check(rows, 1, 1)
+    width = _bucket(max(map(len, rows)), self.max_length)
+    size = _bucket(len(rows), most=2 * len(rows), least=1)
+    tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, int)
+    for i, row in enumerate(rows):
+      tokens[i, : len(row)] = row
+      lengths[i] = len(row)
+    found = np.asarray(self._timed(self._score, self._params, tokens, lengths))
+    return [found[i, 1 : max(1, len(row))] for i, row in enumerate(rows)]
+
   def _check(
     self, prompts: list[list[int]], max_new_tokens: int, steps: int
   ) -> None:
@@ -243,7 +258,7 @@ class Generator:
     for row, prompt in zip(tokens, prompts, strict=False):
       row[: len(prompt)] = prompt
     state, chosen = self._timed(
-      self._prefill, self._params, tokens, lengths, rows
+      self._prefill, self._compute.params, tokens, lengths, rows
     )
     room = int(np.max(lengths + np.asarray(rows.budget)))
     room = _room(room, self.max_length)
@@ -253,7 +268,7 @@ class Generator:
     yield _lists(np.asarray(chosen)[None], count)
     while np.any(state.alive):
       state, chosen = self._timed(
-        self._decode, self._params, state, rows, steps
+        self._decode, self._compute.params, state, rows, steps
       )
       yield _lists(np.asarray(chosen), count)
 
@@ -274,8 +289,7 @@ class Generator:
     B, T = tokens.shape
     self.programs.append(f'prefill {B} x {T}')
     real = jnp.arange(T) < lengths[:, None]
-    out = self._apply(
-      self._model,
+    out = self._compute.apply(
       params,
       tokens,
       segment_ids=real.astype(jnp.int32),
@@ -313,8 +327,7 @@ class Generator:
 
     def step(carry: tuple) -> tuple:
       i, state, chosen = carry
-      out = self._apply(
-        self._model,
+      out = self._compute.apply(
         params,
         state.newest[:, None],
         # Rows at their end leave the cache alone.
@@ -331,6 +344,31 @@ class Generator:
     _, state, chosen = jax.lax.while_loop(goes_on, step, (0, state, nothing))
     return state, chosen
 
+  def _trace_score(
+    self, params: Any, tokens: jax.Array, lengths: jax.Array
+  ) -> jax.Array:
+    """Returns log-probabilities [B, T] of tokens [B, T]; 0 of the first."""
+    B, T = tokens.shape
+    self.programs.append(f'score {B} x {T}')
+    out = self._compute.apply(
+      params,
+      tokens,
+      segment_ids=(jnp.arange(T) < lengths[:, None]).astype(jnp.int32),
+      attention_fn=self._attention_fn,
+      logits=False,
+    )
+
+    def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
+      hidden, chosen = place  # of one position, [B, D] and [B]
+      logits = self._compute.logits(params, hidden).astype(jnp.float32)
+      return jax.nn.log_softmax(logits)[jnp.arange(B), chosen]
+
+    # A few positions at a time: [B, T, V] would not fit.
+    most = max(1, min(T - 1, _SCORED // B))
+    places = out.hidden[:, :-1].swapaxes(0, 1), tokens[:, 1:].T
+    found = jax.lax.map(one, places, batch_size=most)
+    return jnp.pad(found.T, ((0, 0), (1, 0)))
+
   def _advance(
     self, params: Any, hidden: jax.Array, state: _State, rows: _Rows
   ) -> tuple[_State, jax.Array]:
@@ -339,7 +377,7 @@ class Generator:
     Returns:
       The state after them, and those that rows keep, int32[B].
     """
-    logits = self._logits(params, hidden)
+    logits = self._compute.logits(params, hidden)
     tokens = sampling.choose(logits, state.seen, state.made, rows.sampling)
     stops = jnp.any(tokens[:, None] == rows.stop_ids, axis=-1)
     kept = state.alive & ~stops
@@ -351,103 +389,6 @@ class Generator:
       seen=state.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True),
     )
     return state, jnp.where(kept, tokens, _NOTHING)
-
-  def _logits(self, params: Any, hidden: jax.Array) -> jax.Array:
-    """[B, V] of hidden [B, D]; the model's, with no id that is no token."""
-    if self.config.tie_word_embeddings:
-      logits = _times_transposed(hidden, params['embed_tokens']['embedding'])
-    else:
-      logits = hidden @ params['lm_head']['kernel']
-    if self._vocabulary_size == self.config.vocab_size:
-      return logits
-    is_token = jnp.arange(self.config.vocab_size) < self._vocabulary_size
-    return jnp.where(is_token, logits, sampling.REMOVED)
-
-
-def _apply(
-  model: transformer.Transformer, params: Any, tokens: jax.Array, **inputs: Any
-) -> transformer.Output:
-  return model.apply({'params': params}, tokens, **inputs)
-
-
-# Products of one input that become one: where, the first, those that follow.
-_TOGETHER = (
-  ('self_attn', 'q_proj', ('k_proj', 'v_proj')),
-  ('mlp', 'gate_proj', ('up_proj',)),
-)
-
-
-def _transposed(layers: dict[str, Any]) -> dict[str, Any]:
-  """Returns layers with kernels as [out, in], those of one input in one array.
-
-  One array that is read at a stretch takes a tenth less time than three.
-  """
-  layers = jax.tree.map(lambda x: x.T if x.ndim == 2 else x, layers)
-  for layer in layers.values():
-    for place, first, others in _TOGETHER:
-      projections = layer.get(place, {})
-      if first in projections and all(name in projections for name in others):
-        joined = [projections.pop(name) for name in (first, *others)]
-        projections[first] = jax.tree.map(
-          lambda *parts: jnp.concatenate(parts), *joined
-        )
-  return layers
-
-
-def _apply_transposed(
-  model: transformer.Transformer, params: Any, tokens: jax.Array, **inputs: Any
-) -> transformer.Output:
-  """Runs the model on layers whose kernels are stored by `_transposed`."""
-  waiting = {}  # path of a projection -> its part of a product already made
-  after = {first: others for _, first, others in _TOGETHER}
-
-  def product(
-    call: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    named: dict[str, Any],
-    context: nn.module.InterceptorContext,
-  ) -> Any:
-    module = context.module
-    if not isinstance(module, linear.Linear):
-      return call(*arguments, **named)
-    [x] = arguments
-    *parent, name = module.path
-    if module.path in waiting:
-      return waiting.pop(module.path)
-    kernel = module.get_variable('params', 'kernel')
-    y = _times_transposed(x.reshape(-1, x.shape[-1]), kernel)
-    if module.use_bias:
-      y += module.get_variable('params', 'bias').astype(y.dtype)
-    y = y.reshape(*x.shape[:-1], -1)
-    if y.shape[-1] == module.features:
-      return y
-    # The model asks for the others with the same input right after this.
-    ends = [module.features]
-    if name == 'q_proj':
-      ends.append((module.features + y.shape[-1]) // 2)
-    y, *rest = jnp.split(y, ends, axis=-1)
-    for other, part in zip(after[name], rest, strict=True):
-      waiting[(*parent, other)] = part
-    return y
-
-  with nn.intercept_methods(product):
-    return _apply(model, params, tokens, **inputs)
-
-
-# Above, a product is bound by arithmetic and its form does not matter.
-_FEW = 64
-
-
-def _times_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[n, D] times the transpose of [F, D].
-
-  XLA:CPU packs a copy of a product's right side. With few rows that is most of
-  the work, so here the kernel stands on the left and is read as it lies (1.5 to
-  2 times as fast for 8 rows). The barrier keeps XLA from turning it back.
-  """
-  if x.shape[0] > _FEW or jax.default_backend() != 'cpu':
-    return jnp.einsum('ND,FD->NF', x, kernel)
-  return jax.lax.optimization_barrier(kernel @ x.T).T
 
 
 # ------------------------------------------------------------------ on the host
