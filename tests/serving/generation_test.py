@@ -9,7 +9,7 @@ import pytest
 
 from yi_jax.models import config as config_lib
 from yi_jax.models import transformer
-from yi_jax.serving import generation
+from yi_jax.serving import compute, generation
 from yi_jax.sharding import mesh as meshes
 from yi_jax.sharding import rules
 
@@ -340,8 +340,8 @@ def test_kernels_stored_transposed_give_the_same_logits(rows):
   )
   model = transformer.Transformer(config)
   tokens = jnp.arange(rows)[:, None] % 64
-  as_usual = generation._apply(model, params, tokens).logits
-  transposed = generation._apply_transposed(model, turned, tokens).logits
+  as_usual = compute._apply(model, params, tokens).logits
+  transposed = compute._apply_transposed(model, turned, tokens).logits
   np.testing.assert_allclose(transposed, as_usual, rtol=1e-5, atol=1e-5)
 
 

@@ -212,7 +212,9 @@ class Generator:
     for i, row in enumerate(rows):
       tokens[i, : len(row)] = row
       lengths[i] = len(row)
-    found = np.asarray(self._timed(self._score, self._params, tokens, lengths))
+    found = np.asarray(
+      self._timed(self._score, self._compute.params, tokens, lengths)
+    )
     return [found[i, 1 : max(1, len(row))] for i, row in enumerate(rows)]
 
   def _check(

@@ -1,0 +1,175 @@
+"""Attention of a chunk of new tokens to a long cache.
+
+Axes: B batch, T query length, S slots, N query heads, K key/value heads,
+G = N/K queries a key head, H head dim; Q and C a block of queries and of keys,
+R = G·Q.
+
+`attention.cached` makes [T, S] scores, `blockwise` meets every slot of a cache,
+full or empty. Here a loop meets blocks of slots, with an online softmax, up to
+the last one that holds anything: time follows what was read, not the room there
+is, and memory is that of one block. It is forward only: nothing is learned here.
+
+Scores stand transposed, [C, R], as in blockwise.py: their largest and their sum
+are then taken along the outer axis, which CPUs do in vectors.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from yi_jax.models import attention
+
+_BLOCK = 256  # queries, and keys: scores of a block stay near the core
+
+
+def chunked(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  mask: attention.Mask,
+  block: int = _BLOCK,
+) -> jax.Array:
+  """Attends to a cache; same arguments and result as `attention.cached`.
+
+  Args:
+    q_BTNH: rotated queries, not yet scaled.
+    k_BSKH: rotated keys; K divides N.
+    v_BSKH: values.
+    mask: what each query sees, by positions.
+    block: of queries and of keys.
+
+  Returns:
+    [B, T, N, H] in q's type. What padding (position -1) gets means nothing.
+
+  Raises:
+    ValueError: for a mask whose order is the index; `blockwise` is for those.
+  """
+  if mask.q_positions is None:
+    raise ValueError('chunked attention needs the positions of a cache')
+  B, T, N, H = q_BTNH.shape
+  S, K = k_BSKH.shape[1:3]
+  more = -S % block
+  if more:
+    # A cache of whole blocks is never copied here.
+    k_BSKH, v_BSKH = (
+      jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (k_BSKH, v_BSKH)
+    )
+    mask = _padded(mask, more)
+  # Views of the cache as it lies: keys [B, K, H, S], values [B, K, S, H].
+  k, v = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
+  q = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 4, 3, 1)
+  outs = []
+  for start in range(0, T, block):
+    here = slice(start, min(start + block, T))
+    out = _attend(q[..., here], k, v, mask.slice(here, None), block)
+    outs.append(out)
+  out = jnp.concatenate(outs, axis=-1)  # [B, K, H, G, T]
+  return out.transpose(0, 4, 1, 3, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
+def _padded(mask: attention.Mask, more: int) -> attention.Mask:
+  """Returns the mask with empty slots at the end."""
+
+  def pad(x: jax.Array | None, value: int) -> jax.Array | None:
+    if x is None:
+      return None
+    return jnp.pad(x, ((0, 0), (0, more)), constant_values=value)
+
+  return dataclasses.replace(
+    mask,
+    kv_positions=pad(mask.kv_positions, -1),
+    kv_segments=pad(mask.kv_segments, 0),
+    kv_groups=pad(mask.kv_groups, 0),
+  )
+
+
+def _attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, mask: attention.Mask, block: int
+) -> jax.Array:
+  """float32[B, K, H, G, Q] of queries [B, K, H, G, Q], all at once."""
+  B, K, H, G, Q = q.shape
+  rows = q.reshape(B, K, H, G * Q)
+  whole, end = _blocks(mask, block)
+
+  def meet(j: jax.Array, carry: tuple, everything: bool) -> tuple:
+    out, top, total = carry
+    k_HC, v_CH = (
+      jax.lax.dynamic_slice_in_dim(x, j * block, block, axis)
+      for x, axis in ((k, 3), (v, 2))
+    )
+    scores = jnp.matmul(
+      k_HC.swapaxes(2, 3), rows, preferred_element_type=jnp.float32
+    )
+    if not everything:
+      seen = _visible(mask, j, block, Q).swapaxes(1, 2)[:, None, :, None]
+      scores = scores.reshape(B, K, block, G, Q)
+      scores = jnp.where(seen, scores, attention.MASKED)
+      scores = scores.reshape(B, K, block, G * Q)
+    new_top = jnp.maximum(top, jnp.max(scores, axis=2, keepdims=True))
+    weights = jnp.exp(scores - new_top)
+    shrink = jnp.exp(top - new_top)
+    more = jnp.matmul(
+      v_CH.swapaxes(2, 3),
+      weights.astype(v.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    total = total * shrink + jnp.sum(weights, axis=2, keepdims=True)
+    return out * shrink + more, new_top, total
+
+  start = (
+    jnp.zeros((B, K, H, G * Q), jnp.float32),
+    jnp.full((B, K, 1, G * Q), attention.MASKED, jnp.float32),
+    jnp.zeros((B, K, 1, G * Q), jnp.float32),
+  )
+  # Most blocks are seen whole and need no mask.
+  carry = jax.lax.fori_loop(
+    0, whole, functools.partial(meet, everything=True), start
+  )
+  out, _, total = jax.lax.fori_loop(
+    whole, end, functools.partial(meet, everything=False), carry
+  )
+  return (out / total).reshape(B, K, H, G, Q)
+
+
+def _blocks(
+  mask: attention.Mask, block: int
+) -> tuple[jax.Array | int, jax.Array]:
+  """How many leading blocks every query sees whole, and how many hold tokens.
+
+  At least one block is met, so that no query is divided by nothing.
+  """
+  places = mask.kv_positions.reshape(mask.kv_positions.shape[0], -1, block)
+  last = jnp.max(places, axis=(0, 2))
+  index = jnp.arange(last.shape[0])
+  # A block beyond what any query may see is as good as empty.
+  newest = jnp.max(mask.q_positions)
+  first = jnp.min(places, axis=(0, 2))
+  reached = jnp.any((places >= 0) & (places <= newest), axis=(0, 2))
+  end = jnp.maximum(jnp.max(jnp.where(reached, index + 1, 0)), 1)
+  if any(x is not None for x in (mask.window, mask.q_segments, mask.q_groups)):
+    return 0, end
+  oldest = jnp.min(jnp.where(mask.q_positions < 0, newest, mask.q_positions))
+  seen = (first >= 0) & (last <= oldest)
+  whole = jnp.sum(jnp.cumprod(seen.astype(jnp.int32)))
+  return jnp.minimum(whole, end), end
+
+
+def _visible(
+  mask: attention.Mask, j: jax.Array, block: int, num_queries: int
+) -> jax.Array:
+  """Boolean that broadcasts to [B, Q, C]: what is seen of block j."""
+
+  def cut(x: jax.Array | None) -> jax.Array | None:
+    if x is None:
+      return None
+    return jax.lax.dynamic_slice_in_dim(x, j * block, block, 1)
+
+  part = dataclasses.replace(
+    mask,
+    kv_positions=cut(mask.kv_positions),
+    kv_segments=cut(mask.kv_segments),
+    kv_groups=cut(mask.kv_groups),
+  )
+  return part.visible(num_queries, block)
