@@ -13,10 +13,10 @@ import jax
 import ml_collections
 from absl import flags
 
-from yi_jax import app, spelling
+from yi_jax import app
 from yi_jax.data import prepared
 from yi_jax.sweeping import folder as sweep_folder
-from yi_jax.sweeping import places, points, results, running
+from yi_jax.sweeping import place_flags, points, results, running
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
@@ -37,32 +37,7 @@ _LIST = flags.DEFINE_string(
   'file of points, one {"KEY": VALUE, ...} a line',
   flag_values=FLAGS,
 )
-_PLACE = flags.DEFINE_string(
-  'place',
-  'local',
-  'where the runs take place: local, slurm or skypilot',
-  flag_values=FLAGS,
-)
-_AT_ONCE = flags.DEFINE_integer(
-  'at_once',
-  None,
-  'the most runs at a time; 1 on this machine, all on a cluster, if not given',
-  lower_bound=1,
-  flag_values=FLAGS,
-)
-_GPUS = flags.DEFINE_integer(
-  'gpus',
-  0,
-  'GPUs of this machine for each local run; 0: each may use all',
-  lower_bound=0,
-  flag_values=FLAGS,
-)
-_SUBMIT = flags.DEFINE_string(
-  'submit',
-  '',
-  'more options for sbatch or sky jobs launch, as one string',
-  flag_values=FLAGS,
-)
+_PLACE = place_flags.PlaceFlags(FLAGS)
 _METRIC = flags.DEFINE_string(
   'metric',
   results.DEFAULT,
@@ -76,7 +51,6 @@ _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'check, show the commands and end', flag_values=FLAGS
 )
 
-_PLACES = ('local', 'slurm', 'skypilot')
 _FAILED = 1  # exit code
 
 
@@ -93,9 +67,7 @@ def main(config: ml_collections.ConfigDict) -> int:
   # The devices are for the runs: this process only checks and waits.
   jax.config.update('jax_platforms', 'cpu')
   spec, assignments, _ = app.split(sys.argv[1:])
-  if _PLACE.value not in _PLACES:
-    hint = spelling.nearest(_PLACE.value, _PLACES)
-    raise ValueError(f'no --place {_PLACE.value!r}{hint}')
+  _PLACE.check()
   listed = points.read_list(_LIST.value) if _LIST.value else []
   combined = points.combine(points.parse_grid(_GRID.value), listed)
   wanted = points.check(spec, assignments, combined)
@@ -108,31 +80,16 @@ def main(config: ml_collections.ConfigDict) -> int:
       command = [*shared, *point.arguments(), where]
       print(f'python -m yi_jax.train {shlex.join(command)}')
     return 0
-  if _PLACE.value == 'local':
+  if _PLACE.local:
     prepared.open_prepared(config.data, 'train')  # once, not in every log
   with folder.locked() as lock:
     fresh, known = folder.agree(spec, assignments, wanted), len(wanted)
     if 0 < fresh < known:
       print(f'{fresh} of {known} points are new to this sweep')
-    at_once = _AT_ONCE.value or (1 if _PLACE.value == 'local' else 0)
     failed = running.run(
-      folder, _place(folder, at_once, lock), shared, at_once=at_once
+      folder, _PLACE.place(folder, lock), shared, at_once=_PLACE.at_once
     )
     return _conclude(folder, failed)
-
-
-def _place(
-  folder: sweep_folder.Folder, at_once: int, lock: int | None
-) -> places.Place:
-  """Returns where the runs take place."""
-  options = shlex.split(_SUBMIT.value)
-  if _PLACE.value == 'slurm':
-    return places.Slurm(folder.logs, folder.jobs('Slurm'), options)
-  if _PLACE.value == 'skypilot':
-    return places.SkyPilot(folder.jobs('SkyPilot'), options)
-  if options:
-    raise ValueError('--submit is for --place=slurm and skypilot')
-  return places.Local(folder.logs, at_once=at_once, gpus=_GPUS.value, lock=lock)
 
 
 def _conclude(folder: sweep_folder.Folder, failed: dict[str, str]) -> int:

@@ -22,6 +22,18 @@ def test_more_points_extend_a_sweep_and_keep_its_names(tmp_path):
   assert [point.changes for point in again.points] == [_ONE, _TWO, _THREE]
 
 
+def test_points_may_be_named_by_something_else(tmp_path):
+  folder = sweep_folder.Folder(str(tmp_path))
+  assert folder.points == []
+  labels = [{'share': 0.5}, {'share': 0.25}]
+  folder.agree('a.py', [], [_ONE, _TWO], labels=labels)
+  assert _names(folder) == ['share=0.5', 'share=0.25']
+  # A label that is taken gets a name of its own.
+  folder.agree('a.py', [], [_ONE, _TWO, _THREE], labels=[*labels, labels[0]])
+  assert _names(folder)[:2] == ['share=0.5', 'share=0.25']
+  assert _names(folder)[2].startswith('share=0.5-')
+
+
 @pytest.mark.parametrize(
   ('config', 'assignments', 'wanted', 'message'),
   [

@@ -77,6 +77,20 @@ def test_table_and_picture_are_written(sweep):
   assert (path / 'results.md').read_text().count('\n') == 6
 
 
+def test_losses_of_abilities_are_columns(tmp_path):
+  _run(tmp_path, 'run0', {'en': 3.0})
+  path = tmp_path / 'run0/report.json'
+  losses = {'response_loss': {'zh_math': 2.0, 'en_code': 4.0}}
+  path.write_text(json.dumps(json.loads(path.read_text()) | losses))
+  rows = results.collect(
+    *(epath.Path(tmp_path), _points({'seed': 0}), 'response_loss', {})
+  )
+  assert rows[0].value == 3.0
+  head, [line] = results.columns(rows, 'response_loss')
+  found = dict(zip(head, line, strict=True))
+  assert found['response_loss.en_code'] == 4.0
+
+
 def test_an_unknown_number_is_refused_with_the_nearest(sweep):
   path, found = sweep
   with pytest.raises(ValueError, match="did you mean 'bits_per_byte.en'"):

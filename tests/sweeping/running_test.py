@@ -68,6 +68,13 @@ def test_a_failure_does_not_stop_the_others(folder, capsys):
   assert '[4/4]  seed=3: 5 steps in 1 s, bits per byte en 2.000' in said
 
 
+def test_only_the_points_that_are_meant_are_run(folder, capsys):
+  place = _Place(folder)
+  running.run(folder, place, [], at_once=1, names={'seed=2', 'seed=0'})
+  assert [name for name, _ in place.started] == ['seed=0', 'seed=2']
+  assert '[2/2]  seed=2: 5 steps' in capsys.readouterr().out
+
+
 def test_all_at_once_on_a_cluster_whose_jobs_are_remembered(folder):
   place = _Place(folder, stays=True)
   assert running.run(folder, place, [], at_once=0) == {}

@@ -48,7 +48,7 @@ class Folder:
   def points(self) -> list[sweep_points.Point]:
     return [
       sweep_points.Point(name, changes)
-      for name, changes in self._content['points'].items()
+      for name, changes in self._content.get('points', {}).items()
     ]
 
   @contextlib.contextmanager
@@ -81,6 +81,7 @@ class Folder:
     assignments: Sequence[str],
     wanted: Sequence[dict[str, Any]],
     write: bool = True,
+    labels: Sequence[dict[str, Any]] = (),
   ) -> int:
     """Makes this folder's sweep that of the command, or extends it.
 
@@ -89,6 +90,7 @@ class Folder:
       assignments: `key=value` for all runs.
       wanted: of `points.check`.
       write: False leaves the folder as it is.
+      labels: what to name each point by, if not by its changes.
 
     Returns:
       How many points are new.
@@ -120,13 +122,18 @@ class Folder:
         f'{self.path} holds a sweep with {known[missing]}, which this one does '
         'not have. Name its points and more, or take another --workdir'
       )
-    fresh = [
-      changes
-      for changes, key in zip(wanted, identities, strict=True)
+    fresh = {
+      key: (changes, label)
+      for changes, key, label in zip(
+        wanted, identities, labels or wanted, strict=True
+      )
       if key not in known
-    ]
-    given = sweep_points.names(fresh, taken=known.values())
-    content['points'].update(zip(given, fresh, strict=True))
+    }
+    changes = [change for change, _ in fresh.values()]
+    given = sweep_points.names(
+      [label for _, label in fresh.values()], taken=known.values()
+    )
+    content['points'].update(zip(given, changes, strict=True))
     self._content = content
     if write:
       self._write()

@@ -2,11 +2,12 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import matplotlib.figure
 import matplotlib.pyplot as plt
+import numpy as np
 
 from yi_jax.sweeping import results
 
@@ -25,11 +26,14 @@ def draw(
   keys = results.varied(rows)
   complete = all(set(row.point.changes) == set(keys) for row in rows)
   if len(keys) == 1 and complete:
-    figure = _line(rows, keys[0], metric, highest)
-  elif len(keys) == 2 and complete:
-    figure = _map(rows, keys, metric, highest)
-  else:
-    figure = _bars(rows, metric, highest)
+    return as_png(_line(rows, keys[0], metric, highest))
+  if len(keys) == 2 and complete:
+    return as_png(_map(rows, keys, metric, highest))
+  return as_png(_bars(rows, metric, highest))
+
+
+def as_png(figure: matplotlib.figure.Figure) -> bytes:
+  """Returns a figure as PNG and closes it."""
   file = io.BytesIO()
   figure.savefig(file, dpi=120, format='png')
   plt.close(figure)
@@ -75,30 +79,58 @@ def _map(
       for key, values in zip(keys, (down, across), strict=True)
     )
     grid[i][j] = math.nan if row.value is None else row.value
+  winner = results.best(rows, highest).value
+  figure = heat_map(
+    grid,
+    [_label(value) for value in down],
+    [_label(value) for value in across],
+    {(i, j) for i, j in np.argwhere(np.array(grid) == winner).tolist()},
+    metric,
+    highest,
+  )
+  figure.axes[0].set_ylabel(keys[0])
+  figure.axes[0].set_xlabel(keys[1])
+  return figure
+
+
+def heat_map(
+  grid: Sequence[Sequence[float]],
+  down: Sequence[str],
+  across: Sequence[str],
+  chosen: Collection[tuple[int, int]],
+  metric: str,
+  highest: bool = False,
+) -> matplotlib.figure.Figure:
+  """Draws a table of results in colours, the best ones dark.
+
+  Args:
+    grid: results; NaN is a gap.
+    down: name of each line.
+    across: name of each column.
+    chosen: (line, column) of the cells to point out.
+    metric: what the results are.
+    highest: whether more is better.
+  """
   figure, axes = plt.subplots(
     figsize=(2.5 + len(across), 1.8 + 0.7 * len(down)), layout='constrained'
   )
-  # The best is dark, whichever way is better.
   image = axes.imshow(
     grid, cmap='viridis_r' if highest else 'viridis', aspect='auto'
   )
   figure.colorbar(image, label=metric)
-  winner = results.best(rows, highest)
   for i, line in enumerate(grid):
     for j, value in enumerate(line):
-      text = '-' if math.isnan(value) else f'{value:.4g}'
+      bold = (i, j) in chosen
       axes.text(
-        *(j, i, text),
+        *(j, i, '-' if math.isnan(value) else f'{value:.4g}'),
         ha='center',
         va='center',
-        color='white' if value == winner.value else 'black',
-        weight='bold' if value == winner.value else 'normal',
-        bbox=dict(fc='black' if value == winner.value else 'white', lw=0),
+        color='white' if bold else 'black',
+        weight='bold' if bold else 'normal',
+        bbox=dict(fc='black' if bold else 'white', lw=0),
       )
-  axes.set_yticks(range(len(down)), [_label(value) for value in down])
-  axes.set_xticks(range(len(across)), [_label(value) for value in across])
-  axes.set_ylabel(keys[0])
-  axes.set_xlabel(keys[1])
+  axes.set_yticks(range(len(down)), down)
+  axes.set_xticks(range(len(across)), across)
   return figure
 
 

@@ -22,6 +22,9 @@ from yi_jax.sweeping import points as sweep_points
 from yi_jax.training import metrics
 
 DEFAULT = 'bits_per_byte'
+# Other columns of a table: these, and the members of these groups.
+_SHOWN = ('loss', 'steps', 'seconds')
+_GROUPS = ('bits_per_byte.', 'response_loss.', 'turns_ended.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,7 @@ def collect(
     shown = {
       key: number
       for key, number in numbers.items()
-      if key in ('loss', 'steps', 'seconds') or key.startswith('bits_per_byte.')
+      if key in _SHOWN or key.startswith(_GROUPS)
     }
     rows.append(Row(point, value, shown))
   return rows

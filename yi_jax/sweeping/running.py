@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from etils import epath
 
@@ -19,6 +19,7 @@ def run(
   flags: Sequence[str],
   *,
   at_once: int,
+  names: Collection[str] | None = None,
 ) -> dict[str, str]:
   """Brings every point to its end that is not there yet.
 
@@ -30,6 +31,7 @@ def run(
     place: where its runs take place.
     flags: of every run: its config, and what is changed for all.
     at_once: the most runs queued or at work at a time; 0 is all.
+    names: of the points that are meant; None: all of them.
 
   Returns:
     Run name -> why it did not come to its end.
@@ -38,7 +40,7 @@ def run(
     KeyboardInterrupt: when a signal has ended the sweep.
     OSError: if a cluster's commands fail.
   """
-  points = folder.points
+  points = [p for p in folder.points if names is None or p.name in names]
   number = {point.name: i for i, point in enumerate(points, 1)}
   unfinished = [point for point in points if not folder.finished(point.name)]
   if len(unfinished) < len(points):
