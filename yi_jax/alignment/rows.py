@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from yi_jax import paths
@@ -94,15 +95,46 @@ def read(config: Any) -> list[Row]:
     ValueError: for what is no conversation (with file and line), a task that
       has none, or nothing at all to read.
   """
+  if config.files:
+    name = f'{config.language}_{config.ability}_files'
+    mixtures.check_name(name, chat_sources.ABILITIES)
+    tasks = [mixtures.Task(name, chat=config.files)]
+  else:
+    tasks = [mixtures.get(name) for name in config.tasks]
+  found = of_tasks(
+    tasks, root(config) / 'raw', skip_invalid=config.chat.skip_invalid
+  )
+  if not found:
+    raise ValueError('there are no conversations to read; see data.tasks')
+  return found
+
+
+def root(config: Any) -> pathlib.Path:
+  """Returns the data root of the section `data`."""
+  return pathlib.Path(paths.in_repository(config.root))
+
+
+def of_tasks(
+  tasks: Iterable[mixtures.Task],
+  raw: pathlib.Path,
+  *,
+  skip_invalid: bool = False,
+) -> list[Row]:
+  """Returns the rows of tasks, each once; see `read`.
+
+  Args:
+    tasks: of conversations.
+    raw: folder of raw packages.
+    skip_invalid: leave out what is no conversation.
+  """
   found: dict[str, Row] = {}
-  for task in _tasks(config):
+  for task in tasks:
+    if not task.chat:
+      raise ValueError(f'data.tasks: {task.name} has no conversations')
     skipped: collections.Counter[str] = collections.Counter()
     seen = 0
     for messages in chat_sources.chats(
-      task.chat,
-      pathlib.Path(paths.in_repository(config.root)) / 'raw',
-      skip_invalid=config.chat.skip_invalid,
-      skipped=skipped,
+      task.chat, raw, skip_invalid=skip_invalid, skipped=skipped
     ):
       seen += 1
       row = Row(
@@ -119,19 +151,4 @@ def read(config: Any) -> list[Row]:
     progress.tell(
       'read', f'{task.name}: {seen:,} rows{progress.skipped(skipped)}'
     )
-  if not found:
-    raise ValueError('there are no conversations to read; see data.tasks')
   return list(found.values())
-
-
-def _tasks(config: Any) -> list[mixtures.Task]:
-  """Returns what is read."""
-  if config.files:
-    name = f'{config.language}_{config.ability}_files'
-    mixtures.check_name(name, chat_sources.ABILITIES)
-    return [mixtures.Task(name, chat=config.files)]
-  tasks = [mixtures.get(name) for name in config.tasks]
-  for task in tasks:
-    if not task.chat:
-      raise ValueError(f'data.tasks: {task.name} has no conversations')
-  return tasks

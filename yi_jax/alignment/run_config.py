@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from yi_jax.alignment import checks, rows, sampler, tags
+from yi_jax.alignment import checks, report, rows, sampler, tags
 
 
 def base() -> Any:
@@ -15,5 +15,6 @@ def base() -> Any:
       'checks': checks.defaults(),
       'tags': tags.defaults(),
       'sample': sampler.defaults(),
+      'report': report.defaults(),
     }
   )
