@@ -52,7 +52,7 @@ def prepare(config: Any, shard: tuple[int, int] = (0, 1)) -> None:
     raise ValueError(
       f'--shard is i/n with i from 0 to n - 1, not {shard[0]}/{shard[1]}'
     )
-  for data in prepared.of_each_length(config.data):
+  for data in prepared.of_each_length(config.data).values():
     _prepare(data, shard)
 
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,19 +22,19 @@ from jax.experimental import multihost_utils
 
 from yi_jax import app, compilation_cache, paths
 from yi_jax.checkpoints import peft
-from yi_jax.data import loader as data_loader
 from yi_jax.data import prepared
 from yi_jax.models import config as model_config
 from yi_jax.models import lora
-from yi_jax.serving import samples
+from yi_jax.serving import samples, turns
 from yi_jax.sharding import mesh as meshes
 from yi_jax.sharding import pipeline, start
 from yi_jax.sharding import report as layout
 from yi_jax.training import (
   checkpointing,
-  evaluation,
+  course,
   faults,
   metrics,
+  phases,
   recovery,
   report,
   run_config,
@@ -81,7 +81,7 @@ def main(config: ml_collections.ConfigDict) -> int:
     print(f'error: {error}', file=sys.stderr)
     return _NOT_JOINED
   compilation_cache.enable()
-  skipped = []
+  skipped: phases.Skipped = []
   with faults.StopSignal() as stop:
     while True:
       try:
@@ -99,7 +99,7 @@ def train(
   config: ml_collections.ConfigDict,
   workdir: str,
   stop: faults.StopSignal,
-  skipped: Sequence[tuple[int, int]] = (),
+  skipped: phases.Skipped = (),
 ) -> int:
   """Runs, or continues, one run until it ends or is asked to stop.
 
@@ -107,8 +107,7 @@ def train(
     config: see `run_config.defaults`.
     workdir: absolute path or URL.
     stop: tells when to save and leave.
-    skipped: all ranges of rows to leave out, see `loader.place`; none takes
-      those that the checkpoint names.
+    skipped: all rows to leave out; none takes those that the checkpoint names.
 
   Returns:
     Exit code of the process: 130 after Ctrl-C, YI_STOPPED_EXIT or else 0 after
@@ -129,7 +128,7 @@ def _train(
   config: ml_collections.ConfigDict,
   workdir: str,
   stop: faults.StopSignal,
-  skipped: Sequence[tuple[int, int]],
+  skipped: phases.Skipped,
   stack: contextlib.ExitStack,
 ) -> int:
   """Is `train`; closes what it opens with the stack."""
@@ -143,7 +142,8 @@ def _train(
 
   run = run_config.resolve(config)
   mesh = meshes.make_mesh(config.mesh.to_dict())
-  train_step.check(run, mesh)
+  for phase in phases.runs(run):
+    train_step.check(phase, mesh)
   say(_describe(config, run, mesh))
   trainable = run.optimizer.trainable
   say(layout.summary(run.model, mesh, run.strategy, trainable))
@@ -152,8 +152,14 @@ def _train(
   #                                    Data                                    #
   ##############################################################################
 
-  texts = prepared.open_prepared(config.data, 'train')
-  heldout = prepared.open_prepared(config.data, 'heldout')
+  texts, heldout = (
+    {
+      length: prepared.open_prepared(data, split)
+      for length, data in prepared.of_each_length(config.data).items()
+    }
+    for split in prepared.SPLITS
+  )
+  text = texts[run.length]
   words = prepared.open_vocabulary(config.data)
   if words.size > run.model.vocab_size:
     raise ValueError(
@@ -173,9 +179,10 @@ def _train(
   checkpoints = recovery.Checkpoints(workdir, lock, config.checkpoint, say)
   stack.callback(checkpoints.close)
   with goodput.on('restore'):
-    state, past = _start(config, run, mesh, identity, texts, checkpoints, say)
-  first, rows_before = int(state.step), past.get('rows_consumed', 0)
-  skipped = list(skipped) or [tuple(r) for r in past.get('skipped_rows', ())]
+    state, past = _start(config, run, mesh, identity, text, checkpoints, say)
+  first = int(state.step)
+  plan = phases.Phases(run, first, past, phases.turns(config.data))
+  skipped = list(skipped) or phases.skipped_rows(past, run.length)
   if first > run.steps:
     raise ValueError(
       f'{workdir} is at step {first:,} already, beyond train.steps = '
@@ -193,14 +200,11 @@ def _train(
   #                              The training step                             #
   ##############################################################################
 
-  step = train_step.make(run, mesh)
-  evaluate = evaluation.Evaluator(
-    run, mesh, heldout, words, config.train.eval_rows
+  part = course.Course(
+    config, mesh, plan, texts, heldout, words, skipped, goodput, say
   )
-  clock = time.monotonic()
-  with goodput.on('compile'):
-    update = step.lower().compile()
-  say(f'compiled in {time.monotonic() - clock:.0f} s')
+  stack.callback(part.close)
+  part.begin(first)
   # Steps queued on several virtual CPU devices wait for each other for ever.
   queue = 0 if jax.default_backend() == 'cpu' and mesh.size > 1 else 1
 
@@ -213,26 +217,15 @@ def _train(
     mesh,
     folder.path,
     first,
-    rows_before,
+    plan.tokens(first),
     config.train.log_every,
     goodput,
   )
   profiler = metrics.Profiler(
     run_config.profile_range(config.train.profile), f'{folder.path}/profile'
   )
-  group, groups = train_step.row_group(run, mesh)
-  loader = data_loader.Loader(
-    texts.readers,
-    texts.stages,
-    batch_size=run.rows,
-    seed=config.seed,
-    rows_consumed=rows_before,
-    process_index=group,
-    process_count=groups,
-    skipped=skipped,
-  )
   watchdog = watchdogs.Watchdog(config.train.hang_seconds, folder.path)
-  for resource in (loader, board, profiler, watchdog):
+  for resource in (board, profiler, watchdog):
     stack.callback(resource.close)
   row_log = None
   if config.train.log_rows:
@@ -240,12 +233,11 @@ def _train(
   figures = None
   late = collections.deque()  # (step, metrics) the host has not looked at
 
-  def rows_read(number: int) -> int:
-    return rows_before + (number - first) * run.rows
-
   def look(number: int, values: train_step.Metrics, **more: Any) -> None:
     values = jax.device_get(values)
-    board.record(number, values, **more)
+    applied = not values['bad']
+    plan.saw(number, float(values['loss']), applied)
+    board.record(number, values, plan.tokens(number), plan.run(number), **more)
     try:
       faults.check(number, values['bad'], values['loss'], run.max_bad_steps)
     except faults.Diverged as error:
@@ -258,9 +250,7 @@ def _train(
       raise faults.GoBack(
         f'{error}. Goes back to the last checkpoint before, and leaves the '
         'rows of these steps out',
-        data_loader.leave_out(
-          skipped, rows_read(error.first - 1), rows_read(error.last)
-        ),
+        plan.left_out(skipped, error.first, error.last),
       ) from error
 
   def save(kind: str, number: int) -> None:
@@ -272,12 +262,12 @@ def _train(
       checkpointing.manifest(
         identity=identity,
         model=run.model,
-        vocabulary_hash=texts.vocabulary_hash,
-        rows_consumed=rows_read(number),
-        rates=texts.stages[0][1],
-        rows=texts.keys,
+        vocabulary_hash=text.vocabulary_hash,
+        rates=text.stages[0][1],
+        rows=text.keys,
         seconds=past.get('seconds', 0.0) + time.monotonic() - started,
         skipped_rows=skipped,
+        **plan.manifest(number),
       ),
     )
     goodput.saved(number)
@@ -288,16 +278,18 @@ def _train(
   status.tell(status.RUNNING, first)
   goodput.now('step')
   watchdog.alive(first)
-  clock = time.monotonic()
+  clock, values = time.monotonic(), {}
   for number in range(first + 1, run.steps + 1):
-    with goodput.on('data'):
-      rows = next(loader)
+    if part.is_over:
+      with board.paused(values), watchdog.patient():
+        part.begin(number - 1)
+    rows = part.rows()
     if row_log:
       row_log.write(number, rows['row_id'])
-    batch = train_step.put_batch(rows, step.batch)
     profiler.before(number)
-    state, values = update(state, batch)
+    state, values = part.update(state, rows)
     profiler.after(number, values)
+    plan.made(number)
     late.append((number, values))
     if number == first + 1 and jax.process_count() > 1:
       jax.block_until_ready(values)
@@ -307,7 +299,7 @@ def _train(
     saves = checkpoints.kind(number, end=last or stopping)
     every = config.train.eval_every
     evaluates = last or bool(every and number % every == 0)
-    pauses = bool(saves or evaluates)
+    pauses = bool(saves or evaluates or plan.due(number))
     while len(late) > max(queue, pauses):
       look(*late.popleft())
     watchdog.alive(number)
@@ -317,7 +309,7 @@ def _train(
         more = {}
         if evaluates and not stopping:
           with goodput.on('evaluation'):
-            figures = evaluate(state.params)
+            figures = part.evaluate(state.params)
           more |= {k: v for k, v in figures._asdict().items() if v}
         while late:
           look(*late.popleft(), **more)
@@ -339,19 +331,24 @@ def _train(
   ##############################################################################
 
   goodput.now('evaluation')
-  figures = figures or evaluate(state.params)
-  made = []
+  figures = figures or part.evaluate(state.params)
+  made, ended = [], {}
   if config.sample.prompts and jax.process_count() == 1:
     made = samples.make(config, run.model, state.params, words)
+  if config.sample.heldout and jax.process_count() == 1:
+    ended = turns.ended(
+      config, run.model, state.params, words, heldout[run.length]
+    )
   goodput.keep(run.steps)
   values = {
     'steps': run.steps,
-    'tokens': rows_read(run.steps) * run.length,
+    'tokens': plan.tokens(run.steps),
     **figures._asdict(),
-    'xz': heldout.xz,
+    'xz': heldout[run.length].xz,
     'skipped': int(state.guard.skipped),
-    'skipped_rows': sum(end - begin for begin, end in skipped),
+    'skipped_rows': sum(end - begin for begin, end, _ in skipped),
     'goodput': goodput.report(),
+    'turns_ended': ended,
     'samples': made,
     'seconds': past.get('seconds', 0.0) + time.monotonic() - started,
   }
@@ -381,7 +378,7 @@ def _start(
   run: run_config.Run,
   mesh: jax.sharding.Mesh,
   identity: dict[str, Any],
-  texts: prepared.Prepared,
+  text: prepared.Prepared,
   checkpoints: recovery.Checkpoints,
   say: Callable[[str], None],
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
@@ -389,10 +386,10 @@ def _start(
 
   def check(manifest: dict[str, Any]) -> None:
     changed = run_config.refuse_other_run(
-      manifest['run'], identity, manifest['rows_consumed'] * run.length
+      manifest['run'], identity, phases.tokens_read(manifest, run.length)
     )
-    checkpointing.refuse_other_vocabulary(manifest, texts.vocabulary_hash)
-    checkpointing.refuse_other_data(manifest, texts.stages[0][1], texts.keys)
+    checkpointing.refuse_other_vocabulary(manifest, text.vocabulary_hash)
+    checkpointing.refuse_other_data(manifest, text.stages[0][1], text.keys)
     for line in changed:
       say(line)
 
@@ -408,7 +405,7 @@ def _start(
   if config.init_from:
     source = paths.in_repository(config.init_from)
     found = weights.describe(source)
-    checkpointing.refuse_other_vocabulary(found, texts.vocabulary_hash)
+    checkpointing.refuse_other_vocabulary(found, text.vocabulary_hash)
     params = weights.load_into(source, run.model, mesh)
     for line in weights.differences(found, run.model):
       say(line)
@@ -462,6 +459,13 @@ def _describe(
     f'{config.model.preset}: {size:,} parameters on {mesh.size} x {device}, '
     f'{run.rows:,} rows of {run.length:,} = {tokens:,} tokens a step'
   )
+  for token, length in run.lengths[1:]:
+    line += f'; rows of {length:,} after {token:,} tokens'
+  if run.growth.window:
+    line += (
+      f'; x {run.growth.factor} up to {run.growth.most_tokens:,} tokens a step '
+      'whenever the loss stops falling'
+    )
   if (stages := mesh.shape['stage']) > 1:
     waits = pipeline.bubble(stages, run.microbatches)
     line += (

@@ -192,3 +192,9 @@ def test_a_rule_for_the_learning_rate_that_says_nothing_is_refused(
   config['optimizer']['scale_with_batch'] = rule
   with pytest.raises(ValueError, match=message):
     run_config.resolve(config)
+
+
+def test_a_task_that_was_added_to_the_table_does_not_make_another_run():
+  saved = _identity(_with(data__rates={'a': 1.0, 'b': None}))
+  now = _identity(_with(data__rates={'a': 1.0, 'b': None, 'c': None}))
+  assert run_config.refuse_other_run(saved, now, 0) == []

@@ -171,10 +171,10 @@ def at_length(data: Any, length: int) -> Any:
   return changed
 
 
-def of_each_length(data: Any) -> list[Any]:
+def of_each_length(data: Any) -> dict[int, Any]:
   """Returns the data section for each length of a run, see `data.lengths`."""
-  found = {length for _, length in lengths.schedule(data.length, data.lengths)}
-  return [at_length(data, length) for length in sorted(found)]
+  found = lengths.schedule(data.length, data.lengths)
+  return {length: at_length(data, length) for _, length in found}
 
 
 def tasks(data: Any) -> dict[str, mixtures.Task]:

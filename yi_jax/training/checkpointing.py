@@ -236,7 +236,9 @@ def manifest(
   rates: dict[str, float],
   rows: dict[str, str],
   seconds: float,
-  skipped_rows: Sequence[tuple[int, int]] = (),
+  tokens_consumed: int | None = None,
+  growth: dict[str, Any] | None = None,
+  skipped_rows: Sequence[tuple[int, int, int]] = (),
 ) -> dict[str, Any]:
   """Returns what a checkpoint says about itself: JSON types only.
 
@@ -244,12 +246,15 @@ def manifest(
     identity: the run, see `run_config.identity`.
     model: the model.
     vocabulary_hash: of the vocabulary the tokens came from.
-    rows_consumed: global rows read; with the seed, the place in the data.
+    rows_consumed: global rows read, were they all as long as the next one;
+      with the seed, the place in the data.
     rates: task -> rate of the mixture.
     rows: task -> hash of all that made its rows.
     seconds: time spent on the run until now.
-    skipped_rows: ranges of rows of the order that the run has left out and
-      does not count, see `loader.Loader`.
+    tokens_consumed: global tokens read, if rows are of several lengths.
+    growth: what the growth of the batch remembers, see `plateau.State`.
+    skipped_rows: rows (first, end, their length) of the order that the run has
+      left out and does not count, see `loader.Loader`.
   """
   return {
     'format': FORMAT,
@@ -261,7 +266,9 @@ def manifest(
     'rates': dict(rates),
     'rows': dict(rows),
     'seconds': seconds,
-    'skipped_rows': [list(pair) for pair in skipped_rows],
+    'skipped_rows': [list(rows) for rows in skipped_rows],
+    **({} if tokens_consumed is None else {'tokens_consumed': tokens_consumed}),
+    **({} if growth is None else {'growth': growth}),
     'versions': {
       'jax': jax.__version__,
       'orbax': ocp.__version__,

@@ -35,10 +35,11 @@ class GoBack(RuntimeError):
   """The run shall be continued from before, without some rows.
 
   Attributes:
-    skipped: ranges (first, end) of all rows it leaves out, see `loader.place`.
+    skipped: all rows it leaves out: (first, end, their length), see
+      `loader.place`.
   """
 
-  def __init__(self, message: str, skipped: list[tuple[int, int]]) -> None:
+  def __init__(self, message: str, skipped: list[tuple[int, int, int]]) -> None:
     super().__init__(message)
     self.skipped = skipped
 

@@ -324,65 +324,72 @@ class Board:
     mesh: jax.sharding.Mesh,
     folder: str,
     first_step: int,
-    rows_before: int,
+    tokens_before: int,
     log_every: int,
     goodput: goodput_lib.Goodput,
   ) -> None:
     """Opens the files and starts the clock.
 
     Args:
-      run: the run.
+      run: the run, as it begins.
       mesh: its devices.
       folder: local folder, see `Folder`.
       first_step: step of the state the run goes on from, 0 for a fresh one.
-      rows_before: rows read up to that step.
+      tokens_before: read up to that step.
       log_every: steps between two lines.
       goodput: the run's.
     """
     self._goodput, self._full = goodput, False
     self._run, self._mesh, self._log_every = run, mesh, log_every
-    self._first, self._rows_before = first_step, rows_before
+    self._tokens_before = self._tokens_logged = tokens_before
     self._chief = jax.process_index() == 0
     self._writer = Writer(folder, first_step) if self._chief else None
     self._live = sys.stdout.isatty()
     self._paused_for, self._frozen = 0.0, None  # seconds
     self._started = self._since = self._clock()
-    self._logged = first_step
 
   def record(
-    self, step: int, values: dict[str, Any], **more: dict[str, float]
+    self,
+    step: int,
+    values: dict[str, Any],
+    tokens: int,
+    phase: run_config.Run,
+    **more: dict[str, float],
   ) -> None:
     """Logs a step if its turn has come.
 
     Args:
       step: number of the update, from 1.
       values: its metrics, on the host.
+      tokens: read up to and with it.
+      phase: the run with the rows and the length of this step.
       **more: values by name, which are logged whether or not it is its turn.
     """
     turn = step % self._log_every == 0 or step in (1, self._run.steps)
     if not self._chief or not (turn or more):
       return
-    run, now = self._run, self._clock()
-    tokens_a_step = run.rows * run.length
+    now = self._clock()
     seconds = max(now - self._since, 1e-9)
-    speed = (step - self._logged) * tokens_a_step / seconds
-    self._logged, self._since = step, now
-    rows = self._rows_before + (step - self._first) * run.rows
+    speed = (tokens - self._tokens_logged) / seconds
+    self._tokens_logged, self._since = tokens, now
     device = self._mesh.devices.flat[0].device_kind
     line = {
       name: float(values[name])
       for name in ('loss', 'learning_rate', 'grad_norm')
     }
-    line['tokens'] = rows * run.length
+    line['tokens'] = tokens
     line['tokens_per_second'] = speed
-    line['mfu'] = mfu(run.model, run.length, speed, device, self._mesh.size)
+    line['mfu'] = mfu(phase.model, phase.length, speed, device, self._mesh.size)
     line['skipped'] = int(values['skipped'])
     line['goodput'] = self._goodput.keep(step)
+    if len(self._run.lengths) > 1 or self._run.growth.window:
+      line['length'] = phase.length
+      line['batch_tokens'] = phase.rows * phase.length
     full = not self._writer.write(step, {**line, **more})
     if full and not self._full:
       self.say('warning: metrics cannot be written (disk full?); they wait')
     self._full = full
-    self._show(step, line)
+    self._show(step, line, phase)
     for name, numbers in more.items():
       shown = ', '.join(f'{key} {x:.4f}' for key, x in numbers.items())
       self.say(f'step {step:,}: {name.replace("_", " ")} {shown}')
@@ -411,11 +418,16 @@ class Board:
       if self._live:
         print(flush=True)
 
-  def _show(self, step: int, line: dict[str, Any]) -> None:
+  def _show(
+    self, step: int, line: dict[str, Any], phase: run_config.Run
+  ) -> None:
     """Shows step, loss, speed, MFU where it is known, and the time left."""
     steps = self._run.steps
     elapsed = self._clock() - self._started
-    left = elapsed / max(step - self._first, 1) * (steps - step)
+    # If batches stay as they are, and a token takes as long as until now.
+    tokens_left = (steps - step) * phase.rows * phase.length
+    read = max(line['tokens'] - self._tokens_before, 1)
+    left = elapsed / read * tokens_left
     parts = [
       f'step {step:,}/{steps:,}',
       f'loss {line["loss"]:.4f}',

@@ -16,7 +16,6 @@ steps: a run that was interrupted grows where it would have grown.
 """
 
 import dataclasses
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +33,18 @@ class State:
   """What is known of the loss; JSON types only.
 
   Attributes:
-    grown: how often the batch has grown.
+    multiple: how many times the batch is what it was at the beginning.
     begun: step after which the present stretch began.
     count: updates of it that were applied.
     total: sum of their losses, nats a token.
     before: mean loss of the stretch before, None if there is none to compare.
   """
 
-  grown: int = 0
+  multiple: int = 1
   begun: int = 0
   count: int = 0
   total: float = 0.0
   before: float | None = None
-
-  def to_dict(self) -> dict[str, Any]:
-    """Returns the fields by name."""
-    return dataclasses.asdict(self)
 
 
 def check(settings: Settings, batch_tokens: int) -> None:
@@ -77,17 +72,6 @@ def check(settings: Settings, batch_tokens: int) -> None:
     )
 
 
-def batch_tokens(settings: Settings, first: int, grown: int) -> int:
-  """Returns the tokens of a step.
-
-  Args:
-    settings: of the growth.
-    first: tokens of a step at the beginning.
-    grown: see `State`.
-  """
-  return first * settings.factor**grown if settings.window else first
-
-
 def is_due(settings: Settings, state: State, step: int) -> bool:
   """Returns whether a stretch ends with a step."""
   return bool(settings.window) and step - state.begun == settings.window
@@ -98,18 +82,19 @@ def see(
   state: State,
   step: int,
   loss: float | None,
-  tokens: int,
+  batch_tokens: int,
 ) -> State:
   """Returns what is known after one more step.
 
   Args:
     settings: of the growth.
     state: what was known.
-    step: number of the step, from 1; each is seen once, in order.
+    step: number of the step, from 1; each is seen once, in order. One that is
+      no part of the present stretch changes nothing.
     loss: of it, nats a token; None if its update was skipped.
-    tokens: of a step now.
+    batch_tokens: of a step now.
   """
-  if not settings.window:
+  if not settings.window or step <= state.begun:
     return state
   if loss is not None:
     state = dataclasses.replace(
@@ -117,19 +102,18 @@ def see(
     )
   if not is_due(settings, state, step):
     return state
-  if not state.count:  # all were skipped: nothing is known of this stretch
-    return State(state.grown, step, before=state.before)
-  mean = state.total / state.count
-  falls = state.before is None or (
-    state.before - mean >= settings.least_gain * state.before
-  )
-  if falls:
-    return State(state.grown, step, before=mean)
-  if tokens * settings.factor > settings.most_tokens:
-    return State(state.grown, step, before=mean)
-  return State(state.grown + 1, step)
+  # Of a stretch whose updates were all skipped nothing is known.
+  mean = state.total / state.count if state.count else state.before
+  if state.before is None or mean is None:
+    return State(state.multiple, step, before=mean)
+  falls = state.before - mean >= settings.least_gain * state.before
+  known = state.count > 0
+  room = batch_tokens * settings.factor <= settings.most_tokens
+  if known and room and not falls:
+    return State(state.multiple * settings.factor, step)
+  return State(state.multiple, step, before=mean)
 
 
 def anew(state: State, step: int) -> State:
   """Returns the state where comparing starts anew after a step."""
-  return State(state.grown, step)
+  return State(state.multiple, step)

@@ -37,6 +37,8 @@ def summary(values: dict[str, Any], workdir: str) -> str:
     lines.append(f'held-out {language}: {bits:.3f} bits per byte{beside}')
   for ability, loss in values['response_loss'].items():
     lines.append(f'held-out {ability}: {loss:.3f} nats a token of answers')
+  for ability, share in values['turns_ended'].items():
+    lines.append(f'held-out {ability}: {share:.1%} of answers end their turn')
   lines.append(
     f'{values["steps"]:,} steps, {values["tokens"]:,} tokens in '
     f'{metrics.duration(values["seconds"])}; report.json, loss.png and '

@@ -159,6 +159,9 @@ def defaults() -> dict[str, Any]:
       'chat': False,
       # Tokens it adds to each.
       'tokens': 48,
+      # Held-out prompts of each task of conversations that it answers: the
+      # report tells how many answers end. 0: none.
+      'heldout': 0,
     },
     'mesh': {
       # Devices along each axis; -1 takes those that are left.
@@ -206,6 +209,21 @@ def _data_defaults() -> dict[str, Any]:
     # ((first token, tokens a row), ...), tokens counted as in `stages`. A
     # length begins with the next step.
     'lengths': (),
+    # Text whose documents are long, see yi_jax/data/long_documents.py.
+    'long': {
+      # Tasks that are read so: sections of a document put together again, and
+      # then what follows here. () is none; all keep their rates.
+      'tasks': (),
+      # How often a document is read by its length: ((first tokens of a bucket,
+      # weight), ...), from 0 on. () reads each once.
+      'upsample': (),
+      # Order of the documents: 'given', as they are read, or 'similar', each
+      # followed by the one most like it, so that a long row has one subject.
+      'join': 'similar',
+      # What a token sees: the 'document' it belongs to, or all of the 'row'
+      # before it, documents that were joined included.
+      'attend': 'document',
+    },
     # Tokens a step, over all devices: a multiple of every length.
     'batch_tokens': 4096,
     # A batch that grows whenever the loss stops falling: while it is small,
@@ -294,8 +312,8 @@ class Run:
   steps: int
   length: int
   rows: int
-  lengths: lengths_lib.Schedule = ()
-  growth: plateau.Settings = plateau.Settings()
+  lengths: lengths_lib.Schedule
+  growth: plateau.Settings
   max_bad_steps: int = 10
   spike_factor: float = 0.0
   strategy: str = 'auto'
@@ -340,7 +358,8 @@ def resolve(config: Any) -> Run:
     section, name = key.split('.')
     if config[section][name] < 0:
       raise ValueError(f'{key} must not be negative')
-  if config['sample']['prompts'] and config['sample']['tokens'] < 1:
+  asks = config['sample']['prompts'] or config['sample']['heldout']
+  if asks and config['sample']['tokens'] < 1:
     raise ValueError('sample.tokens must be at least 1')
   growth = plateau.Settings(**data['batch_growth'])
   plateau.check(growth, data['batch_tokens'])
@@ -498,7 +517,7 @@ def refuse_other_run(
   """
   changed = []
   for key in sorted(saved.keys() & now.keys()):
-    if saved[key] == now[key]:
+    if _without_none(saved[key]) == _without_none(now[key]):
       continue
     if key in _BY_TOKENS:
       begun = [[s for s in run[key] if s[0] < tokens] for run in (saved, now)]
@@ -518,6 +537,13 @@ def refuse_other_run(
         'learning rate than it would have had'
       )
   return changed
+
+
+def _without_none(value: Any) -> Any:
+  """Returns what is set: tasks that were added since are named with None."""
+  if not isinstance(value, dict):
+    return value
+  return {k: v for k, v in value.items() if v is not None}
 
 
 def _check_keys(
