@@ -92,6 +92,7 @@ def config(tmp_path):
         'root': str(tmp_path / 'data'),
         'mixture': 'quickstart',
         'rates': {'en_books_tiny': 0.6, 'zh_other_tiny': 0.4},
+        'samples': {},
         'stages': (),
         'lengths': (),
         'vocabulary': 'tiny',
@@ -101,6 +102,7 @@ def config(tmp_path):
         'heldout_fraction': 0.01,
         'heldout_bytes': 900,
         'chat': run_config.defaults()['data']['chat'],
+        'long': run_config.defaults()['data']['long'],
       }
     }
   )

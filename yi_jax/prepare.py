@@ -11,6 +11,7 @@ same data root; the one that ends last ties the shards together.
 
 import collections
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
@@ -21,6 +22,7 @@ from yi_jax.data import (
   atomic,
   corpus,
   heldout,
+  long_documents,
   mixtures,
   prepared,
   progress,
@@ -74,21 +76,29 @@ def _prepare(data: Any, shard: tuple[int, int]) -> None:
         data.heldout_bytes,
       )
       words = texts.vocabulary(surveys, limits)
-    jobs = {}
+    jobs, long = {}, long_documents.settings(data, texts.tasks)
     for name, task in texts.tasks.items():
       limit = limits[task.language]
       key = prepared.rows_key(data, task, words.hash, limit)
       folder = prepared.rows_folder(data, name) / key
       jobs[name] = assembly.Job(
-        name, folder, data.length, limit, data.chat.template
+        name, folder, data.length, limit, data.chat.template, long.get(name)
       )
       if prepared.finished_shards(folder):
         progress.tell('rows', f'{name}: there')
       else:
-        assembly.pack_shard(jobs[name], shard, texts, words)
+        assembly.pack_shard(jobs[name], shard, texts, words, _order)
     with atomic.locked(root / '.lock'):
       if assembly.write_index(data, jobs, words.hash):
         _tell_figures(data)
+
+
+def _order(
+  texts: Callable[[], Iterable[str]],
+) -> long_documents.Order:
+  from yi_jax.curation import neighbours  # JAX and SciPy, for long rows only
+
+  return neighbours.order(texts)
 
 
 def is_current(data: Any) -> bool:
@@ -111,6 +121,9 @@ def _tell_figures(data: Any) -> None:
   index = prepared.read_index(data)
   totals = collections.defaultdict(collections.Counter)
   for name, entry in index['tasks'].items():
+    if 'long' in entry:
+      for line in long_documents.describe(entry['long']):
+        progress.tell('long', f'{name}: {line}')
     for split in prepared.SPLITS:
       for key, value in entry[split].items():
         totals[mixtures.get(name).language][split, key] += value

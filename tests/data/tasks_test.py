@@ -51,6 +51,7 @@ def config(root):
         'root': str(root),
         'mixture': 'quickstart',
         'rates': {'en_books_plays': 1.0, 'zh_web_tiny': 1.0},
+        'samples': {},
         'stages': (),
         'lengths': (),
         'vocabulary': 'tiny',
@@ -59,6 +60,7 @@ def config(root):
         'heldout_fraction': 0.0,
         'heldout_bytes': 100,
         'chat': run_config.defaults()['data']['chat'],
+        'long': run_config.defaults()['data']['long'],
       }
     }
   )

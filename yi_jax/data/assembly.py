@@ -13,8 +13,10 @@ import lzma
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from yi_jax.data import (
   atomic,
@@ -22,6 +24,7 @@ from yi_jax.data import (
   chatml,
   conversations,
   corpus,
+  long_documents,
   mixtures,
   packing,
   prepared,
@@ -45,6 +48,7 @@ class Job:
     length: L, tokens a row.
     heldout_limit: documents with a smaller hash are held out.
     template: format of conversations, see `chatml`.
+    long: what is done with long documents, if the task has those.
   """
 
   name: str
@@ -52,6 +56,7 @@ class Job:
   length: int
   heldout_limit: int
   template: str = 'chatml'
+  long: long_documents.Settings | None = None
 
 
 def pack_shard(
@@ -59,15 +64,24 @@ def pack_shard(
   shard: tuple[int, int],
   texts: corpus.Corpus,
   words: tokenizer.Tokenizer,
+  orderer: long_documents.Orderer | None = None,
 ) -> None:
-  """Makes the folder of one shard unless it is there."""
+  """Makes the folder of one shard unless it is there.
+
+  Args:
+    job: what to make.
+    shard: (i, n): the i-th of n parts.
+    texts: of all tasks.
+    words: the tokenizer.
+    orderer: brings like documents together, for jobs that ask for it.
+  """
   final = job.folder / prepared.shard_name(*shard)
   with atomic.locked(job.folder / f'.lock-{final.name}'):
     if final.is_dir():
       progress.tell('rows', f'{job.name}, shard {final.name}: there')
       return
     with atomic.new_folder(final) as folder:
-      _write_shard(job, shard, folder, texts, words)
+      _write_shard(job, shard, folder, texts, words, orderer)
 
 
 def _write_shard(
@@ -76,6 +90,7 @@ def _write_shard(
   folder: pathlib.Path,
   texts: corpus.Corpus,
   words: tokenizer.Tokenizer,
+  orderer: long_documents.Orderer | None,
 ) -> None:
   small = 'uint16'  # half the disk, where ids fit
   types = {
@@ -92,33 +107,46 @@ def _write_shard(
       packers[split] = (
         chat_packing.Packer(job.length)
         if is_chat
-        else packing.Packer(job.length, words.eos_id)
+        else packing.Packer(job.length, words.eos_id, _separate(job, split))
       )
       writers[split] = stack.enter_context(
         rows.RowWriter(folder / split, f'{job.name}/{split}', shard, types)
       )
     kept = stack.enter_context(open(folder / 'heldout.txt', 'wb'))
     found = texts.texts(job.name, shard, skipped)
+
+    def is_held(text: str) -> bool:
+      return texts.hash(job.name, text) < job.heldout_limit
+
+    def read_again() -> Iterator[str]:
+      again = texts.texts(job.name, shard)
+      return (text for text in again if not is_held(text))
+
     if is_chat:
-      documents = _chats(found, job, words, skipped)
+      documents = _chats(found, job, words, skipped, is_held)
     else:
-      documents = _encoded(found, words)
+      documents = _encoded(found, words, is_held)
+    shelf = None
+    if job.long:
+      shelf = long_documents.Shelf(folder, job.long.upsample)
+      stack.enter_context(shelf)
+      documents = _arranged(documents, shelf, job, orderer, read_again)
     for document in documents:
-      held = texts.hash(job.name, document.source) < job.heldout_limit
-      split = 'heldout' if held else 'train'
-      content = document.text.encode()
-      if held:
-        kept.write(content + b'\n')
-      counts = (1, len(content), document.tokens)
+      split = 'heldout' if document.held else 'train'
+      if document.held:
+        kept.write(document.text.encode() + b'\n')
+      counts = (1, document.size, document.tokens)
       facts[split].update(dict(zip(_FACTS, counts, strict=True)))
       for row in packers[split].add(document.ids):
         writers[split].write(row)
-      report.add(len(content))
+      report.add(document.size)
     for split, writer in writers.items():
       for row in packers[split].finish():
         writer.write(row)
       writer.close(
-        skipped=dict(skipped), **{key: facts[split][key] for key in _FACTS}
+        skipped=dict(skipped),
+        **({'long': shelf.facts()} if shelf else {}),
+        **{key: facts[split][key] for key in _FACTS},
       )
   padding = ''
   if is_chat and (made := writers['train'].rows * job.length):
@@ -133,20 +161,30 @@ class _Document(NamedTuple):
   """A document on its way into rows.
 
   Attributes:
-    source: as it was read.
-    text: what is learned of it.
+    text: what is learned of it; '' once only its ids are left.
+    size: UTF-8 bytes of that text.
     ids: what the packer takes.
     tokens: that are learned.
+    held: whether it is kept from training.
   """
 
-  source: str
   text: str
+  size: int
   ids: Any
   tokens: int
+  held: bool
+
+
+def _separate(job: Job, split: str) -> bool:
+  """Returns whether documents of a row do not see each other."""
+  joined = job.long is not None and job.long.attend == 'row'
+  return split == 'heldout' or not joined
 
 
 def _encoded(
-  texts: Iterator[str], words: tokenizer.Tokenizer
+  texts: Iterator[str],
+  words: tokenizer.Tokenizer,
+  is_held: Callable[[str], bool],
 ) -> Iterator[_Document]:
   """Yields texts with their ids, tokenised in batches on all cores."""
   threads = os.cpu_count() or 1
@@ -155,7 +193,8 @@ def _encoded(
     encoded = words.encode_batch(batch, threads)
     for text, ids in zip(batch, encoded, strict=True):
       # The closing EOS counts as a token: it is predicted too.
-      yield _Document(text, text, ids, len(ids) + 1)
+      size = len(text.encode())
+      yield _Document(text, size, ids, len(ids) + 1, is_held(text))
 
   batch, size = [], 0
   for text in texts:
@@ -172,6 +211,7 @@ def _chats(
   job: Job,
   words: tokenizer.Tokenizer,
   skipped: collections.Counter[str],
+  is_held: Callable[[str], bool],
 ) -> Iterator[_Document]:
   """Yields conversations that fit a row, in the format of the job."""
   template = chatml.get(job.template)
@@ -183,7 +223,38 @@ def _chats(
     if encoded is not None:
       answers = conversations.answers(encoded.messages)
       learned = sum(encoded.rendered.learned)
-      yield _Document(text, answers, encoded.rendered, learned)
+      size = len(answers.encode())
+      yield _Document(answers, size, encoded.rendered, learned, is_held(text))
+
+
+def _arranged(
+  documents: Iterator[_Document],
+  shelf: long_documents.Shelf,
+  job: Job,
+  orderer: long_documents.Orderer | None,
+  read_again: Callable[[], Iterator[str]],
+) -> Iterator[_Document]:
+  """Yields held-out documents, then those to train on as `job.long` says.
+
+  Args:
+    documents: as they are read.
+    shelf: empty; holds the ids until all documents were read.
+    job: what to make.
+    orderer: see `pack_shard`.
+    read_again: gives the texts to train on, in the order of `documents`.
+  """
+  for document in documents:
+    if document.held:
+      yield document
+    else:
+      shelf.add(document.text, document.ids)
+  long_documents.check_enough(job.name, shelf.buckets(), job.length)
+  numbers = np.arange(len(shelf))
+  if job.long.join == 'similar':
+    order = orderer(read_again)
+    numbers, shelf.likeness = order.numbers, order.likeness
+  for ids, size in shelf.read(numbers):
+    yield _Document('', size, ids, len(ids) + 1, held=False)
 
 
 def write_index(
@@ -217,6 +288,10 @@ def write_index(
       entries[name][split] = {
         key: sum(fact[key] for fact in facts) for key in (*_FACTS, 'rows')
       }
+    if job.long:
+      entries[name]['long'] = long_documents.merged(
+        [rows.RowReader(shard / 'train').facts['long'] for shard in shards]
+      )
     is_read = any(rates[name] for _, rates in prepared.stages(data))
     if is_read and not entries[name]['train']['rows']:
       raise ValueError(

@@ -56,6 +56,7 @@ class Corpus:
     self._tfds = prepared.root(data) / 'tfds'
     self._registered = False
     self.tasks = prepared.tasks(data)
+    self._whole = set(data.long.tasks)
     used = [task.source for task in self.tasks.values() if task.source]
     if used:
       self._build(used)
@@ -107,7 +108,10 @@ class Corpus:
     if task.source:
       from yi_jax.data import tfds_builder
 
-      return tfds_builder.texts(task.source, self._tfds, shard)
+      read = tfds_builder.texts
+      if name in self._whole:
+        read = tfds_builder.whole_texts
+      return read(task.source, self._tfds, shard)
     if task.chat:
       found = chat_sources.chats(
         task.chat,
@@ -140,7 +144,8 @@ class Corpus:
       ValueError: if the task has no document.
     """
     task = self.tasks[name]
-    path = prepared.survey_path(self._data, name, task.identity())
+    identity = task.identity() + (', whole' if name in self._whole else '')
+    path = prepared.survey_path(self._data, name, identity)
     if path.is_file():
       with np.load(path) as saved:
         return saved['hashes'], saved['sizes']

@@ -6,6 +6,7 @@ next, as the one is only a target and the other only an input. So every token
 of every document, its first and its closing EOS included, is a target exactly
 once; only the very first EOS is none. A segment begins at each separator; a
 document that does not end in its row goes on in the next one as segment 1.
+Where documents shall see each other, a row is one segment instead.
 
   L = 4, documents [5, 6] and [7, 8, 9, 10], EOS 2
   tokens       2 5 6 2 7      7 8 9 10 2
@@ -38,28 +39,30 @@ class Packer:
   padding).
   """
 
-  def __init__(self, length: int, eos_id: int) -> None:
+  def __init__(self, length: int, eos_id: int, separate: bool = True) -> None:
     """Begins a stream.
 
     Args:
       length: L, tokens a row takes as input.
       eos_id: the separator.
+      separate: whether each document is a segment; else each row is one.
 
     Raises:
       ValueError: if length is not positive.
     """
     if length < 1:
       raise ValueError(f'rows need at least one token, not {length}')
-    self._length = length
+    self._length, self._separate = length, separate
     self._separator = np.array([eos_id], np.int32)
     # What is not in a row yet; starts marks the separators among the tokens.
-    self._tokens, self._starts = [self._separator], [np.ones(1, bool)]
+    self._tokens = [self._separator]
+    self._starts = [np.full(1, separate)]
     self._size = 1
 
   def add(self, document: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
     """Yields rows, many at a time or none, when a document (ids) is added."""
     starts = np.zeros(len(document) + 1, bool)
-    starts[-1] = True
+    starts[-1] = self._separate
     self._tokens += [np.asarray(document, np.int32), self._separator]
     self._starts.append(starts)
     self._size += len(starts)

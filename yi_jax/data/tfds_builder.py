@@ -10,6 +10,7 @@ chooses them by hash (see `heldout`), for the mixture of a run.
 import collections
 import contextlib
 import io
+import itertools
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -122,8 +123,26 @@ def texts(
 ) -> Iterator[str]:
   """Yields the texts of a source; see `records`."""
   for record in records(source, tfds_directory, shard):
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    yield features['text'].bytes_list.value[0].decode('utf-8')
+    yield _field(record, 'text')
+
+
+def whole_texts(
+  source: str, tfds_directory: pathlib.Path, shard: tuple[int, int] = (0, 1)
+) -> Iterator[str]:
+  """Yields the whole works of a source; every n-th of them from the i-th."""
+  sections = (
+    {name: _field(record, name) for name in ('id', 'text')}
+    for record in records(source, tfds_directory)
+  )
+  works = sources.whole(sections, sources.get(source).work)
+  for work in itertools.islice(works, shard[0], None, shard[1]):
+    yield work['text']
+
+
+def _field(record: bytes, name: str) -> str:
+  """Returns a field of a serialised tf.train.Example."""
+  features = tf_example_pb2.Example.FromString(record).features.feature
+  return features[name].bytes_list.value[0].decode('utf-8')
 
 
 def is_built(source: str, tfds_directory: pathlib.Path) -> bool:
