@@ -212,6 +212,34 @@ class Endpoint:
     return f'{self.name} refuses: {trouble}{cure}'
 
 
+def defaults() -> dict[str, Any]:
+  """Returns the section `endpoint` of a config."""
+  return {
+    'url': '',  # as in http://localhost:8000/v1
+    'model': '',  # its name there
+    'key_variable': '',  # environment variable with the key
+    'name': '',  # for provenance; host and port if not given
+    'timeout': 120.0,  # seconds
+    'tries': 6,  # of a request
+    'parallel': 4,  # requests at a time
+    'sampling': {'temperature': 0.7, 'max_tokens': 1024},
+  }
+
+
+def of_config(config: Any) -> Endpoint:
+  """Returns the endpoint of a config's section.
+
+  Raises:
+    ValueError: if there is none, or it cannot be.
+  """
+  if not config.url:
+    raise ValueError(
+      'endpoint.url is missing: --config.endpoint.url=http://localhost:8000/v1 '
+      '--config.endpoint.model=NAME'
+    )
+  return Endpoint(**config.to_dict())
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
   def redirect_request(self, *unused: Any) -> None:
     return None

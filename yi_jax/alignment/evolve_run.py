@@ -21,6 +21,17 @@ from yi_jax.data import conversations, progress
 _IN_A_ROW = 5  # requests refused one after the other: it is not the rows
 
 
+def defaults() -> dict[str, Any]:
+  """Returns the section `evolve` of a config."""
+  return {
+    'generators': evolve.EVOLUTIONS,  # a row gets one of them
+    'rounds': 1,  # the next one begins with what the last one made
+    'abilities': (),  # of the rows to begin with; () is all
+    'limit': 0,  # rows to begin with; 0 is all
+    'seed': 0,
+  }
+
+
 class Parent(NamedTuple):
   """A row to make another of.
 

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from yi_jax.alignment import checks, report, rows, sampler, tags
+from yi_jax.alignment import (
+  checks,
+  endpoint,
+  evolve_run,
+  knowledge_run,
+  report,
+  reviewing,
+  rows,
+  sampler,
+  tags,
+)
 
 
 def base() -> Any:
@@ -16,5 +26,10 @@ def base() -> Any:
       'tags': tags.defaults(),
       'sample': sampler.defaults(),
       'report': report.defaults(),
+      # Only flags of their own read these, see docs/review.md.
+      'review': reviewing.defaults(),
+      'endpoint': endpoint.defaults(),
+      'evolve': evolve_run.defaults(),
+      'knowledge': knowledge_run.defaults(),
     }
   )
