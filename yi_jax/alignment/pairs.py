@@ -25,7 +25,7 @@ _FILLERS = frozenset(
   (
     *('a', 'an', 'the', 'please', 'kindly', 'can', 'could', 'would', 'will'),
     *('you', 'me', 'i', 'just', 'tell', 'give'),
-    *'请您你的了吗呢呀啊能可以帮我下',
+    *'请问您你的了吗呢呀啊能可以帮我下',
   )
 )
 _YES = re.compile(
@@ -62,8 +62,10 @@ def defaults() -> dict[str, dict[str, Any]]:
       'bands': 20,
       'rows': 5,
       'jaccard': 0.8,
-      # Abilities in which any other word asks something else.
+      # Abilities in which any other word asks something else; and words of a
+      # prompt below which it does in any: the subject may be one of ten (ours).
       'exact': ('math', 'translation', 'tools'),
+      'least': 20,
     },
     # Rows of one wording, other numbers or quotations, that stay.
     'templates': {'keep': 100},
@@ -140,9 +142,11 @@ def duplicates(
   pairs, similarity = similar(
     [texts.template(prompt) for prompt in prompts], settings['duplicates']
   )
+  least, exact = (settings['duplicates'][key] for key in ('least', 'exact'))
+  sizes = texts.sizes(prompts)
   asks = [
-    _wording(prompt, row.ability in settings['duplicates']['exact'])
-    for prompt, row in zip(prompts, found, strict=True)
+    _wording(prompt, size < least or row.ability in exact)
+    for prompt, size, row in zip(prompts, sizes, found, strict=True)
   ]
   same = np.array([asks[a] == asks[b] for a, b in pairs], bool)
   nearest = collections.defaultdict(float)

@@ -17,6 +17,7 @@ _PAIRS |= {'「': '」', '“': '”'}
 _CLOSERS = {closer: opener for opener, closer in _PAIRS.items()}
 # ":(" and "(:" are faces and open nothing.
 _FACE = re.compile(r"[:;=]['\-^]?[(\[{]+|(?<!\S)[(\[]['\-^]?[:;=]")
+_FACE_LAST = re.compile(r"[:;=]['\-^]?[()\[\]DPpOo/|]+$")
 _FINISHED = tuple('.!?…。！？~～"”\'’」』)）】]》}*_`;；|>:：☆★♥❤)')
 _CLOSED = tuple('.!?…。！？~～')
 _OPEN_END = re.compile(
@@ -27,7 +28,7 @@ _LINE_OF_LIST = re.compile(
   r'^\s*(?:[-*•·▪●–—]\s*|\(?\d{1,3}[.)、．:：]\s*|[（(]?[一二三四五六七八九十]+'
   r'[)）、.]\s*|[a-zA-Z][.)]\s+|#+\s|\||>)'
 )
-_ADDRESS = re.compile(r'(?:https?://|www\.)\S+$|\S+@\S+\.\w+$')
+_ADDRESS = re.compile(r'(?:https?://|www\.)\S+|\S+@\S+\.\w+')
 
 
 def defaults() -> dict[str, Any]:
@@ -54,7 +55,7 @@ def open_bracket(text: str) -> str:
   that is closed in a later line or in another one's place is a slip of writing.
   """
   last = re.split(r'\n\s*\n', texts.prose(text).strip())[-1]
-  last = _FACE.sub(' ', last)
+  last = _FACE.sub(' ', _ADDRESS.sub(' ', last))
   depth: list[str] = []
   for character in last:
     if character in _PAIRS:
@@ -93,7 +94,7 @@ def is_prose(text: str, language: str, least: Mapping[str, int]) -> bool:
   lines = [line for line in text.rstrip().split('\n') if line.strip()]
   if lines[-1].lstrip().startswith(('```', '~~~')):
     return False
-  if _LINE_OF_LIST.match(lines[-1]) or _ADDRESS.search(lines[-1]):
+  if _LINE_OF_LIST.match(lines[-1]) or _ADDRESS.search(lines[-1].split()[-1]):
     return False
   if _verse(lines):
     return False
@@ -108,8 +109,11 @@ def _verse(lines: Sequence[str]) -> bool:
 
 
 def finished(text: str) -> bool:
-  """Returns whether a text ends with a mark, or with a sign that draws."""
-  last = text.rstrip()[-1:]
+  """Returns whether a text ends with a mark, a number, or a sign that draws."""
+  end = text.rstrip()
+  last = end[-1:]
+  if _FACE_LAST.search(end) or last.isdigit():
+    return True
   return last in _FINISHED or ord(last) >= 0x2190 and not last.isalnum()
 
 
