@@ -23,12 +23,12 @@ _FLAGS = (
   '--config=experiments/sft.py:tiny',
   '--config.data.rates.zh_math_chalkbase=0.5',
   '--config.data.rates.en_knowledge_chatterbot=0.5',
-  '--config.train.steps=40',
+  '--config.train.steps=30',
   '--config.checkpoint.every=10',
   '--config.sample.prompts=()',
 )
 _SEARCH = (
-  '--samples=4,16,64,256',
+  '--samples=4,32,256',
   '--share=1,1/4',
   '--grid=optimizer.learning_rate=1e-3,3e-3',
 )
@@ -57,7 +57,8 @@ def _reports(workdir: pathlib.Path) -> dict[str, int]:
 
 def _kill_when_at_work(search: subprocess.Popen, run: pathlib.Path) -> None:
   """Kills the search and its run once the run has saved its first steps."""
-  while not list(run.glob('checkpoints/[0-9]*')):
+  saved = run / 'checkpoints'
+  while not any(path.name.isdigit() for path in saved.glob('*')):
     assert search.poll() is None, 'the search ended before it could be killed'
     time.sleep(0.1)
   children = f'/proc/{search.pid}/task/{search.pid}/children'

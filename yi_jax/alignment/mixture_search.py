@@ -29,8 +29,8 @@ from yi_jax.sweeping import growing, results
 
 METRIC = 'response_loss'
 PHASES = ('untuned', 'single', 'fused')
-# Ours: samples are enough if the loss is so near to the lowest of the curve.
-_NEAR = 0.01
+# Ours: samples are enough that lower the loss by this part of the largest fall.
+_ENOUGH = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,9 +234,9 @@ def score(row: results.Row, untuned: Mapping[str, float]) -> float:
 def enough(curve: Mapping[int, float], before: float) -> int | None:
   """Returns how many conversations of an ability are enough.
 
-  That is the smallest number whose loss is within 1 % of the lowest. None, for
-  all there are, if that is the largest number tried, as the curve still falls
-  there, or if no number has lowered the loss.
+  That is the smallest number that lowers the loss by 95 % of the largest fall.
+  None, for all there are, if that is the largest number tried, as the curve
+  still falls there, or if no number has lowered the loss.
 
   Args:
     curve: number -> held-out loss of the ability.
@@ -245,7 +245,8 @@ def enough(curve: Mapping[int, float], before: float) -> int | None:
   lowest = min(curve.values())
   if lowest >= before:
     return None
-  found = min(n for n, loss in curve.items() if loss <= (1 + _NEAR) * lowest)
+  near = before - _ENOUGH * (before - lowest)
+  found = min(count for count, loss in curve.items() if loss <= near)
   return found if found < max(curve) else None
 
 
