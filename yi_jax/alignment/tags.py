@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax.alignment import rows, tag_seeds
+from yi_jax.alignment import rows, tag_judged, tag_seeds
 from yi_jax.curation import documents, learned, linear
 from yi_jax.data import mixtures, progress
 
@@ -101,8 +101,14 @@ class Tags(learned.Learned):
       progress.tell('train', f'the model of the tags, into {self.folder}')
       self.train(root, anew=False)
     with np.load(self.folder / _WEIGHTS) as file:
-      self._names = [str(name) for name in file['names']]
-      self._theta, self._cuts = file['theta'], file['cuts']
+      self._take(file['names'], file['theta'], file['cuts'])
+
+  def _take(
+    self, names: Sequence[str], theta: np.ndarray, cuts: Sequence[float]
+  ) -> None:
+    """Keeps the names of tags, their weights, and where each begins."""
+    self._names = [str(name) for name in names]
+    self._theta, self._cuts = theta, cuts
 
   def tag(self, found: Sequence[rows.Row]) -> list[tuple[str, ...]]:
     """Returns the tags of rows, the likeliest first; (OTHER,) for none."""
@@ -144,8 +150,9 @@ class Tags(learned.Learned):
         f'{len(found):,} rows of tags.training.tasks have too few seeds to '
         'learn a tag from'
       )
+    self._take(names, np.stack(theta, 1), np.array(cuts))
     np.savez_compressed(
-      folder / _WEIGHTS, names=names, theta=np.stack(theta, 1), cuts=cuts
+      folder / _WEIGHTS, names=names, theta=self._theta, cuts=self._cuts
     )
     return {
       'what': 'Says what a conversation is about and what its user wants: for '
@@ -165,6 +172,7 @@ class Tags(learned.Learned):
           for kind in ('F1', 'F1 without seeds')
         },
         'rows that are measured on': int(trial.measuring.sum()),
+        **self._by_hand([found[i] for i in np.flatnonzero(trial.measuring)]),
         'By tag': table,
       },
       'limits': [
@@ -175,6 +183,27 @@ class Tags(learned.Learned):
         'knows.',
       ],
     }
+
+  def _by_hand(self, heldout: Sequence[rows.Row]) -> dict[str, float]:
+    """Returns F1 against a reader, of the model and of the seeds alone."""
+    mine = [row for row in heldout if row.id in tag_judged.JUDGED]
+    if not mine:
+      return {}
+    judged = [set(tag_judged.JUDGED[row.id]) for row in mine]
+    result = {'rows judged by hand': len(mine)}
+    for name, said in (
+      ('model', self.tag(mine)),
+      ('seeds alone', [seeded(row.questions) for row in mine]),
+    ):
+      known = [set(tags) - {OTHER} for tags in said]
+      both = sum(len(a & b) for a, b in zip(known, judged, strict=True))
+      told, right = (sum(map(len, side)) for side in (known, judged))
+      result |= {
+        f'precision by hand, {name}': both / max(1, told),
+        f'recall by hand, {name}': both / right,
+        f'F1 by hand, {name}': 2 * both / (told + right),
+      }
+    return result
 
 
 class _Trial:
