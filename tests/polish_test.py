@@ -157,6 +157,13 @@ def test_tags_are_told_without_the_words_they_are_labelled_by(config, tmp_path):
   assert 'verse' in model.tag([row])[0]
 
 
+def test_a_model_of_another_config_is_not_used(config, tmp_path):
+  tags.Tags(config.tags.to_dict()).load(tmp_path)
+  config.tags.training.seed = 1
+  with pytest.raises(ValueError, match='--train=tags'):
+    tags.Tags(config.tags.to_dict()).load(tmp_path)
+
+
 def test_blank_takes_out_every_seed():
   question = 'Explain the poem, 请翻译这首诗'
   assert {'explain', 'verse', 'translate'} <= set(tags.seeded(question))

@@ -17,7 +17,8 @@ from typing import Any
 from absl import flags
 
 from yi_jax import app, compilation_cache, paths
-from yi_jax.alignment import journal, report, reviewing
+from yi_jax.alignment import journal, report, reviewing, rows, tags
+from yi_jax.curation import learned
 from yi_jax.data import atomic, progress
 
 FLAGS = flags.FlagValues()
@@ -99,9 +100,16 @@ _MEND = flags.DEFINE_string(
   'Ledger whose last line was cut off, to be put right.',
   flag_values=FLAGS,
 )
+_TRAIN = flags.DEFINE_enum(
+  'train',
+  None,
+  ('tags',),
+  'Trains this model anew and shows its card.',
+  flag_values=FLAGS,
+)
 _ACTIONS = (
   *(_EXPORT_REVIEW, _IMPORT_REVIEW, _RELEASE, _STATUS, _HISTORY),
-  *(_EVOLVE, _STEP_BACK, _KNOWLEDGE, _MEND),
+  *(_EVOLVE, _STEP_BACK, _KNOWLEDGE, _MEND, _TRAIN),
 )
 
 
@@ -155,6 +163,9 @@ def main(config: Any) -> None:
     reviewing.look_up(config, workdir)
   elif _MEND.value:
     print(journal.mend(_path(_MEND)))
+  elif _TRAIN.value:
+    card = tags.Tags(config.tags.to_dict()).train(rows.root(config.data))
+    print('\n'.join(learned.page(card)))
   else:
     polish(config, workdir)
 
