@@ -158,6 +158,7 @@ def test_a_chat_model_is_asked_in_its_own_template(checkpoint):
       return getattr(checkpoint.tokenizer, name)
 
   layout = knowledge.Layout(checkpoint._replace(tokenizer=Chatting()))
+  assert layout.template == knowledge.Layout(checkpoint, 'chatml').template
   messages = (*_chat('Hi', 'Yes'), *_chat(_ASKED, 'Paris'))
   items = layout.items('a', messages)
   assert [(item.turn, item.answer) for item in items] == [

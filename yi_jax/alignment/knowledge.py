@@ -86,15 +86,23 @@ class Figures(NamedTuple):
 class Layout:
   """How a checkpoint is asked: its chat template, or as a base model."""
 
-  def __init__(self, checkpoint: opening.Checkpoint) -> None:
-    """Takes the template of a checkpoint, if it has one that is known.
+  def __init__(
+    self, checkpoint: opening.Checkpoint, template: str = ''
+  ) -> None:
+    """Takes the chat template of a checkpoint, if it has one.
+
+    Args:
+      checkpoint: the model.
+      template: name of another one; '' is its own.
 
     Raises:
-      ValueError: if its template is not known.
+      ValueError: if its template, or the name, is not known.
     """
     self.tokenizer, self._start = checkpoint.tokenizer, checkpoint.start
     self.template = None
-    if self.tokenizer.chat_template:
+    if template:
+      self.template = chatml.get(template)
+    elif self.tokenizer.chat_template:
       self.template = chatml.of_checkpoint(self.tokenizer)
     self.stop_ids = sorted({self.tokenizer.eos_id, *self.tokenizer.stop_ids})
 

@@ -29,6 +29,7 @@ def defaults() -> dict[str, Any]:
     # The model that is going to be tuned: a workdir, a folder of Hugging Face
     # or a .gguf file.
     'checkpoint': '',
+    'template': '',  # of a chat model that does not say, see data/chatml.py
     'samples': 5,  # times that it is asked
     'temperature': 0.7,
     'max_new_tokens': 64,  # of its answers
@@ -67,7 +68,7 @@ def run(
     raise ValueError('knowledge.batch_size must be at least 1')
   path = paths.in_repository(config.checkpoint)
   checkpoint = opening.open_checkpoint(path)
-  layout = knowledge.Layout(checkpoint)
+  layout = knowledge.Layout(checkpoint, config.template)
   items, too_long = [], 0
   for row in found:
     for item in layout.items(row.id, row.messages):
@@ -81,7 +82,8 @@ def run(
     key: config[key]
     for key in ('samples', 'temperature', 'max_new_tokens', 'seed')
   }
-  about = json.dumps([settings, identity(path)], sort_keys=True)
+  model = [identity(path), config.template]
+  about = json.dumps([settings, model], sort_keys=True)
   keys = [
     hashlib.sha256(f'{about} {item.id} {item.turn}'.encode()).hexdigest()[:24]
     for item in items

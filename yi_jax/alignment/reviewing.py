@@ -52,7 +52,7 @@ def export(
   Raises:
     ValueError: if no row waits.
   """
-  book = _filled(config, workdir)
+  book = _filled(workdir, _chosen(config, workdir))
   state = book.state()
   waiting = state.unreviewed(iteration or None)
   if not waiting:
@@ -163,13 +163,13 @@ def make(
   for name in names:
     evolve.get(name)
   asked = endpoint.of_config(config.endpoint)
-  book = _filled(config, workdir)
+  found = _chosen(config, workdir)
+  book = _filled(workdir, found)
   state, abilities = book.state(), set(config.evolve.abilities)
   parents = [
     evolve_run.Parent(row.id, row.messages)
-    for row in rows.read(config.data)
-    if row.id in state.rows
-    and state.rows[row.id].state in ('unreviewed', 'accepted')
+    for row in found
+    if state.rows[row.id].state in ('unreviewed', 'accepted')
     and (not abilities or row.ability in abilities)
   ]
   if config.evolve.limit:
@@ -224,12 +224,11 @@ def _said(workdir: pathlib.Path) -> dict[str, journal.Row]:
   }
 
 
-def _filled(config: Any, workdir: pathlib.Path) -> ledger.Ledger:
-  """Returns the ledger with the rows of the config in it."""
+def _filled(workdir: pathlib.Path, found: Sequence[rows.Row]) -> ledger.Ledger:
+  """Returns the ledger with these rows in it."""
   book = ledger.Ledger(workdir / LEDGER)
   new = book.add(
-    ledger.Entry(row.messages, {'source': row.task})
-    for row in _chosen(config, workdir)
+    ledger.Entry(row.messages, {'source': row.task}) for row in found
   )
   if new:
     progress.tell('ledger', f'{new:,} new rows in {book.path}')
