@@ -113,8 +113,9 @@ def test_scores_are_the_modified_z_of_logarithms():
     ('他说“好', "'“'"),
     ('```\nx\n```', ''),
     ('```\nx', 'fence'),
-    ('We like tea, and', 'ends'),
+    ('We like tea in the evening, and', 'ends'),
     ('我们喜欢喝茶，因为', 'ends'),
+    ('all because', ''),
     ('(a]', ''),  # a slip, no cut
   ],
 )

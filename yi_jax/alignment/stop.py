@@ -18,15 +18,16 @@ _CLOSERS = {closer: opener for opener, closer in _PAIRS.items()}
 # ":(" and "(:" are faces and open nothing.
 _FACE = re.compile(r"[:;=]['\-^]?[(\[{]+|(?<!\S)[(\[]['\-^]?[:;=]")
 _FACE_LAST = re.compile(r"[:;=]['\-^]?[()\[\]DPpOo/|]+$")
+_GLOSS = 5  # words: fewer may be a phrase by itself
 _FINISHED = tuple('.!?…。！？~～"”\'’」』)）】]》}*_`;；|>:：☆★♥❤)')
 _CLOSED = tuple('.!?…。！？~～')
 _OPEN_END = re.compile(
-  r'(?:[,，、]|\s(?:and|or|the|a|an|because|such as|their|your|my|its|whose)|'
+  r'(?:[,，、]|(?<=[a-z])\s(?:and|or|the|a|an|because|such as|their|your|my|its|whose)|'
   r'(?:和|与|或|但|但是|因为|所以|而且|以及|例如|比如|通过|对于|为了|如果|并且|包括))\s*$'
 )
-_LINE_OF_LIST = re.compile(
-  r'^\s*(?:[-*•·▪●–—]\s*|\(?\d{1,3}[.)、．:：]\s*|[（(]?[一二三四五六七八九十]+'
-  r'[)）、.]\s*|[a-zA-Z][.)]\s+|#+\s|\||>)'
+# "Answer: 42 apples" names a result.
+_NAMED = re.compile(
+  r'\s*\**(?:答案?|answer|result|结果)\**\s*[:：]', re.IGNORECASE
 )
 _ADDRESS = re.compile(r'(?:https?://|www\.)\S+|\S+@\S+\.\w+')
 
@@ -82,7 +83,7 @@ def hard(text: str) -> str:
   bracket = open_bracket(text)
   if bracket and not end.endswith(_CLOSED):
     return f'{bracket!r} is not closed'
-  if _OPEN_END.search(end) and len(texts.words(end)) > 3:
+  if _OPEN_END.search(end) and len(texts.words(end)) > _GLOSS:
     return f'it ends with {end[-12:]!r}'
   return ''
 
@@ -94,9 +95,9 @@ def is_prose(text: str, language: str, least: Mapping[str, int]) -> bool:
   lines = [line for line in text.rstrip().split('\n') if line.strip()]
   if lines[-1].lstrip().startswith(('```', '~~~')):
     return False
-  if _LINE_OF_LIST.match(lines[-1]) or _ADDRESS.search(lines[-1].split()[-1]):
+  if _NAMED.match(lines[-1]) or texts.LIST_LINE.match(lines[-1]):
     return False
-  if _verse(lines):
+  if _ADDRESS.search(lines[-1].split()[-1]) or _verse(lines):
     return False
   needed = least.get(language, least['en'])
   return len(texts.words(lines[-1])) >= needed

@@ -13,6 +13,10 @@ FENCE = re.compile(r'^\s*(?:```|~~~)', re.MULTILINE)
 _FENCED = re.compile(
   r'^[ \t]*(```|~~~).*?(?:^[ \t]*\1[ \t]*$|\Z)', re.MULTILINE | re.DOTALL
 )
+LIST_LINE = re.compile(
+  r'^\s*(?:[-*•·▪●–—]\s*|\(?\d{1,3}[.)、．:：]\s*|[（(]?[一二三四五六七八九十]+'
+  r'[)）、.]\s*|[a-zA-Z][.)]\s+|#+\s|\||>)'
+)
 _INLINE = re.compile(r'`[^`\n]+`')
 # 1,000 and 3.50 and 1/2; a sign belongs to it only where nothing stands before.
 _NUMBER = re.compile(r'(?<![A-Za-z0-9_.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?')
@@ -59,11 +63,11 @@ def is_code(text: str) -> bool:
 
 
 def written(text: str) -> str:
-  """Returns the prose of a text without lines of code and of tables."""
+  """Returns the prose of a text without lines of code, tables and lists."""
   return '\n'.join(
     line
     for line in prose(text).split('\n')
-    if not _CODE_LINE.match(line) and not line.lstrip().startswith('|')
+    if not _CODE_LINE.match(line) and not LIST_LINE.match(line)
   )
 
 

@@ -1,5 +1,6 @@
 """Checks of single turns: the language of an answer, and what it repeats."""
 
+import collections
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -103,8 +104,9 @@ def repetition_defaults() -> dict[str, Any]:
     # Words, or Chinese characters, of an answer that shares say something of
     # (ours): in a shorter one a term that comes twice is a large share.
     'least': {'en': 100, 'zh': 200},
-    # A sentence of at least so many words that comes so often (ours).
-    'sentence': 4,
+    # A sentence of at least so many words that comes so often in a row, or more
+    # often anywhere (ours); lists and code aside, as for the shares.
+    'sentence': 6,
     'times': 3,
     # Share of an answer's 5-grams that an earlier answer of the conversation
     # has, if it has at least `least_across` words (ours).
@@ -167,19 +169,20 @@ def _inside(
   """Returns how an answer repeats itself, or ''."""
   if len(answer) < _SHORT or texts.is_data(answer):
     return ''
-  answer = texts.written(answer)
-  words = texts.words(answer)
-  if len(words) >= least:
-    rule, why = judge(answer)
+  written = texts.written(answer)
+  if len(texts.words(written)) >= least:
+    rule, why = judge(written)
     if rule:
       return f'{rule} {why}'
-  times: dict[tuple[str, ...], int] = {}
-  for sentence in texts.sentences(answer):
+  last, run, times = None, 0, collections.Counter()
+  for sentence in texts.sentences(written):
     key = tuple(texts.words(sentence))
-    if len(key) >= settings['sentence']:
-      times[key] = times.get(key, 0) + 1
-      if times[key] >= settings['times']:
-        return f'{sentence[:60]!r} comes {times[key]} times'
+    if len(key) < settings['sentence']:
+      continue
+    times[key] += 1
+    last, run = key, run + 1 if key == last else 1
+    if run >= settings['times'] or times[key] > settings['times']:
+      return f'{sentence[:60]!r} comes {times[key]} times'
   return ''
 
 
