@@ -29,12 +29,12 @@ _FILLERS = frozenset(
   )
 )
 _YES = re.compile(
-  r'\s*(?:(?:yes|yeah|yep|sure|certainly|absolutely|correct|true)\b|of course|'
+  r'\s*(?:(?:oh|well|ah|why)\b[, ]*)?(?:(?:yes|yeah|yep|sure|certainly|absolutely|correct|true)\b|of course|'
   r'是的|对的?[，。,！]|对$|当然|可以|能[，。,]|会[，。,]|正确|没错)',
   re.IGNORECASE,
 )
 _NO = re.compile(
-  r"\s*(?:(?:no|nope|not|never|incorrect|false|i don['’]?t|i do not)\b|不|否|"
+  r"\s*(?:(?:oh|well|ah|why)\b[, ]*)?(?:(?:no|nope|not|never|incorrect|false|i don['’]?t|i do not)\b|不|否|"
   r'没有|并非|错误)',
   re.IGNORECASE,
 )
@@ -45,7 +45,7 @@ _RESULT = re.compile(
 # A question of fact: one that asks neither for more of a kind (a joke, a name)
 # nor the one who answers about itself.
 _CLOSED = re.compile(
-  r'(?s)^(?!.*\b(?:you|your)\b)(?!.*[你您])(?:\W*(?:who|what|when|where|which|'
+  r'(?s)^(?!.*\b(?:you|your)\b)(?!.*[你您])(?!\W*(?:嗨|怎么了|hi\b|hello))(?:\W*(?:who|what|when|where|which|'
   r'how (?:many|much|long|far|old|tall|big)|is|are|was|were|does|did)\b|.*[?？]|'
   r'.*(?:什么|谁|哪|多少|几|吗|是不是|怎么说))',
   re.IGNORECASE,

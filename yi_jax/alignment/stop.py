@@ -22,7 +22,7 @@ _GLOSS = 5  # words: fewer may be a phrase by itself
 _FINISHED = tuple('.!?…。！？~～"”\'’」』)）】]》}*_`;；|>:：☆★♥❤)')
 _CLOSED = tuple('.!?…。！？~～')
 _OPEN_END = re.compile(
-  r'(?:[,，、]|(?<=[a-z])\s(?:and|or|the|a|an|because|such as|their|your|my|its|whose)|'
+  r'(?:[,，、]|(?<=[a-z,])\s(?:and|or|the|a|an|because|such as|their|your|my|its|whose)|'
   r'(?:和|与|或|但|但是|因为|所以|而且|以及|例如|比如|通过|对于|为了|如果|并且|包括))\s*$'
 )
 # "Answer: 42 apples" names a result.
