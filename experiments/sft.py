@@ -118,10 +118,10 @@ def _smollm2(c: ml_collections.ConfigDict) -> None:
   # Ours: adapters that begin at nothing, and minutes to learn.
   c.optimizer.learning_rate = 1e-3
   c.optimizer.neftune_alpha = 5.0
-  c.train.steps = 50
+  c.train.steps = 32
   c.train.log_every = 1
   c.train.eval_rows = 8
-  c.checkpoint.every = 50
+  c.checkpoint.every = 16
 
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
