@@ -55,6 +55,7 @@ def config_file(tiny_run):
     f'c.train.steps = {_STEPS}',
     'c.train.eval_every = 7',
     'c.train.eval_rows = 4',
+    'c.train.eval_buckets = (0, 4, 16)',
     'c.train.log_rows = True',
     'c.checkpoint.every = 1',
     'c.checkpoint.keep = 99',
@@ -96,6 +97,17 @@ def test_lengths_and_batches_change_as_they_would_without_interruptions(
   assert {line['step'] for line in lines if 'bits_per_byte' in line} == {
     *(7, 14, 21, 22)
   }
+  by_length = {
+    line['length']: set(line['loss_by_position'])
+    for line in lines
+    if 'loss_by_position' in line
+  }
+  assert by_length == {
+    32: {'en/0', 'en/4', 'en/16'},
+    8: {'en/0', 'en/4'},
+  }
+  assert report['loss_by_position'] == lines[-1]['loss_by_position']
+  assert (whole / 'positions.png').read_bytes().startswith(b'\x89PNG')
   said = capsys.readouterr().out
   assert 'after step 6: 4 rows of 32 = 128 tokens a step; compiled' in said
   assert 'after step 12: 8 rows of 32 = 256 tokens a step; compiled' in said

@@ -1,5 +1,7 @@
 """The chunked loss is the plain one, and never holds all logits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,3 +86,20 @@ def test_yi_6b_never_holds_float32_logits():
   assert compiled.memory_analysis().temp_size_in_bytes < logits / 2
   assert '[8,4096,64000]' not in compiled.as_text()
   assert '[32768,64000]' not in compiled.as_text()
+
+
+def test_the_sums_of_buckets_are_those_of_their_positions():
+  hidden, kernel, targets, weights = _inputs()
+  buckets = jax.random.randint(jax.random.key(1), targets.shape, 0, 3)
+  total, sums = jax.jit(functools.partial(ce.by_bucket, num_buckets=3))(
+    hidden, kernel, targets, (weights, buckets)
+  )
+  for bucket in range(3):
+    inside = weights * (buckets == bucket)
+    _, want = _plain(hidden, kernel, targets, inside, 0.0)
+    np.testing.assert_allclose(sums['bucket_nll'][bucket], want, rtol=1e-5)
+    np.testing.assert_allclose(
+      sums['bucket_weight'][bucket], inside.sum(), rtol=1e-5
+    )
+  _, want = _plain(hidden, kernel, targets, weights, 0.0)
+  np.testing.assert_allclose([total, sums['nll']], want, rtol=1e-5)

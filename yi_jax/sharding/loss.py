@@ -33,7 +33,8 @@ def sharded(
   """Returns `loss` for arrays that are cut over a mesh.
 
   Args:
-    loss: `cross_entropy.cross_entropy`.
+    loss: `cross_entropy.cross_entropy`, or `by_bucket` there, whose weights
+      are a tuple.
     mesh: the devices; one device needs no wrapping.
     rules: which mesh axes cut rows, their length, and the output matrix.
   """
@@ -72,7 +73,7 @@ def sharded(
       targets_BT,
       weights_BT,
     )
-    return jax.tree.map(lambda x: x.sum(), made)
+    return jax.tree.map(lambda x: x.sum(axis=0), made)
 
   return call
 

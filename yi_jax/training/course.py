@@ -122,4 +122,5 @@ class Course:
       self._heldout[length],
       self._vocabulary,
       most,
+      self._config.train.eval_buckets,
     )

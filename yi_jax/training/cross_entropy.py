@@ -47,26 +47,86 @@ def cross_entropy(
     hidden_BTD and kernel_DV; and {'nll': the same without z_loss, 'weight':
     the sum of weights}.
   """
-  B, T, D = hidden_BTD.shape
-  V = kernel_DV.shape[1]
-  chunk = max(chunk_logits // (V * B), _FEWEST_POSITIONS)
-  chunk = min(chunk - chunk % _FEWEST_POSITIONS, T)
-  num_chunks = -(-T // chunk)
-  pad = ((0, 0), (0, num_chunks * chunk - T))
-
-  def split(x: jax.Array) -> jax.Array:  # [B, T, …] -> [chunks, B, C, …]
-    x = jnp.pad(x, pad + ((0, 0),) * (x.ndim - 2))
-    x = x.reshape(B, num_chunks, chunk, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
   weights_BT = weights_BT.astype(jnp.float32)
-  total, nll = _summed(
-    split(hidden_BTD), kernel_DV, split(targets_BT), split(weights_BT), z_loss
+  hidden, targets, weights = _chunks(
+    (hidden_BTD, targets_BT, weights_BT), kernel_DV.shape[1], chunk_logits
   )
+  total, nll = _summed(hidden, kernel_DV, targets, weights, z_loss)
   return total, {
     'nll': jax.lax.stop_gradient(nll),
     'weight': jnp.sum(weights_BT),
   }
+
+
+def by_bucket(
+  hidden_BTD: jax.Array,
+  kernel_DV: jax.Array,
+  targets_BT: jax.Array,
+  weights_BT: tuple[jax.Array, jax.Array],
+  z_loss: float = 0.0,
+  chunk_logits: int = _CHUNK_LOGITS,
+  *,
+  num_buckets: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns what `cross_entropy` does, and the sums of each bucket.
+
+  For evaluation: it has no gradient of its own, and its one pass over the
+  logits is that of `cross_entropy`.
+
+  Args:
+    hidden_BTD: as there, like all others.
+    kernel_DV: as there.
+    targets_BT: as there.
+    weights_BT: (weights, int32[B, T] bucket of each target).
+    z_loss: not of use here.
+    chunk_logits: as there.
+    num_buckets: how many there are.
+
+  Returns:
+    The sum in nats, and beside 'nll' and 'weight' the float32[num_buckets]
+    'bucket_nll' and 'bucket_weight'.
+  """
+  del z_loss
+  narrow = kernel_DV.astype(hidden_BTD.dtype)
+
+  def step(sums: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
+    hidden, targets, weights, buckets = chunk
+    made = _chunk_loss(_logits(hidden, narrow), targets, weights, 0.0)
+    is_in = jax.nn.one_hot(buckets, num_buckets)
+    pairs = jnp.stack([weights * made.each, weights], axis=-1)
+    return sums + jnp.einsum('BCX,BCN->XN', pairs, is_in), None
+
+  weights, buckets = weights_BT
+  rows = hidden_BTD, targets_BT, weights.astype(jnp.float32), buckets
+  nll, weight = jax.lax.scan(
+    step,
+    jnp.zeros((2, num_buckets), jnp.float32),
+    _chunks(rows, kernel_DV.shape[1], chunk_logits),
+  )[0]
+  return nll.sum(), {
+    'nll': nll.sum(),
+    'weight': weight.sum(),
+    'bucket_nll': nll,
+    'bucket_weight': weight,
+  }
+
+
+def _chunks(
+  arrays: tuple[jax.Array, ...], vocabulary: int, chunk_logits: int
+) -> tuple[jax.Array, ...]:
+  """Returns arrays [B, T, …] as [chunks, B, C, …], padded with zeros."""
+  B, T = arrays[0].shape[:2]
+  chunk = max(chunk_logits // (vocabulary * B), _FEWEST_POSITIONS)
+  chunk = min(chunk - chunk % _FEWEST_POSITIONS, T)
+  num_chunks = -(-T // chunk)
+  pad = ((0, 0), (0, num_chunks * chunk - T))
+
+  def split(x: jax.Array) -> jax.Array:
+    x = jnp.pad(x, pad + ((0, 0),) * (x.ndim - 2))
+    x = x.reshape(B, num_chunks, chunk, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  return tuple(split(x) for x in arrays)
 
 
 class _Chunk(NamedTuple):
@@ -75,6 +135,7 @@ class _Chunk(NamedTuple):
   Attributes:
     loss: its weighted sum, z-loss included.
     nll: the same without z-loss.
+    each: [B, C], the loss of each position, neither weighted nor with z-loss.
     exponentials: [B, C, V], none above 1; times `inverse` they are the softmax.
     inverse: [B, C], one over their sum.
     log_z: [B, C], log of the softmax's normaliser.
@@ -82,6 +143,7 @@ class _Chunk(NamedTuple):
 
   loss: jax.Array
   nll: jax.Array
+  each: jax.Array
   exponentials: jax.Array
   inverse: jax.Array
   log_z: jax.Array
@@ -100,9 +162,10 @@ def _chunk_loss(
   chosen = jax.lax.platform_dependent(
     logits, targets, cpu=_gathered, default=_summed_up
   )
-  nll = jnp.sum(weights * (log_z - chosen))
+  each = log_z - chosen
+  nll = jnp.sum(weights * each)
   loss = nll + z_loss * jnp.sum(weights * log_z**2)
-  return _Chunk(loss, nll, exponentials, 1 / total, log_z)
+  return _Chunk(loss, nll, each, exponentials, 1 / total, log_z)
 
 
 def _gathered(logits: jax.Array, targets: jax.Array) -> jax.Array:

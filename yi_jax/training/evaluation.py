@@ -3,18 +3,28 @@
 Bits per byte compare across vocabularies, languages and with compressors
 (`xz` on the same text), which the loss per token does not. Of conversations
 what counts is what the assistant says, and there the loss of each ability is
-told too.
+told too. Of long rows the loss by position tells what a long context is worth.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from yi_jax.models import attention
-from yi_jax.training import run_config, train_step
+from yi_jax.training import (
+  cross_entropy,
+  objectives,
+  run_config,
+  train_step,
+)
+
+_SHORT = 4096  # tokens of a row that needs no buckets
 
 
 class Heldout(NamedTuple):
@@ -26,10 +36,27 @@ class Heldout(NamedTuple):
       the UTF-8 text alone.
     response_loss: nats a learned token, by language and ability as in
       'zh_math'; of conversations only.
+    loss_by_position: nats a token of each bucket of positions, by language and
+      first position as in 'en/4096'; of long rows only, see `buckets`.
   """
 
   bits_per_byte: dict[str, float]
   response_loss: dict[str, float]
+  loss_by_position: dict[str, float]
+
+
+def buckets(firsts: Sequence[int], length: int) -> tuple[int, ...]:
+  """Returns the first position of each bucket that rows of a length have.
+
+  Args:
+    firsts: `train.eval_buckets`; () asks for 0, 1,024, 2,048, 4,096 and so on
+      doubling where rows are longer than 4,096 tokens, and for none elsewhere.
+    length: tokens a row.
+  """
+  if not firsts and length > _SHORT:
+    doublings = range((length - 1).bit_length())
+    firsts = (0, *(2**n for n in doublings if 2**n >= 1024))
+  return tuple(first for first in firsts if first < length)
 
 
 class Evaluator:
@@ -42,6 +69,7 @@ class Evaluator:
     prepared: Any,
     vocabulary: Any,
     max_rows: int = 0,
+    firsts: Sequence[int] = (),
     attention_fn: attention.AttentionFn | None = None,
   ) -> None:
     """Prepares an evaluation; nothing is read or compiled yet.
@@ -53,6 +81,7 @@ class Evaluator:
       prepared: the held-out split, see data/prepared.py.
       vocabulary: tells how many bytes tokens stand for, see data/vocabulary.py.
       max_rows: rows read a language, shared by its tasks; 0 reads all.
+      firsts: see `buckets`.
       attention_fn: as in training.
     """
     rows = run.rows // run.optimizer.accumulate_steps
@@ -61,19 +90,23 @@ class Evaluator:
     self._vocabulary = vocabulary
     self._batch = train_step.abstract_batch(run, mesh)
     self._group, self._groups = train_step.row_group(run, mesh)
-    objective = train_step.next_token(run, mesh, attention_fn)
-    self._sums = jax.jit(lambda params, batch: objective(params, batch)[1])
+    self._firsts = buckets(firsts, run.length)
+    self._sums = _sums(run, mesh, attention_fn, self._firsts)
 
   def __call__(self, params: dict[str, Any]) -> Heldout:
     """Returns the figures of the held-out documents."""
-    bits, sizes, losses = {}, {}, {}
+    bits, sizes, losses, places = {}, {}, {}, {}
     counts = self._counts()
     for task, reader in sorted(self._prepared.readers.items()):
       language, count = self._prepared.languages[task], counts[task]
-      nats, weight = self._nats(params, reader, count)
+      sums = self._nats(params, reader, count)
+      nats, weight = sums['nll'], sums['weight']
       size = self._prepared.bytes[task]
       if count < len(reader):
         size = self._text_bytes(reader, count)
+      if self._firsts:
+        pair = np.stack([sums['bucket_nll'], sums['bucket_weight']])
+        places[language] = places.get(language, 0.0) + pair
       bits[language] = bits.get(language, 0.0) + nats / math.log(2)
       sizes[language] = sizes.get(language, 0.0) + size
       if ability := self._prepared.abilities.get(task):
@@ -82,6 +115,12 @@ class Evaluator:
     return Heldout(
       {name: bits[name] / sizes[name] for name in sorted(bits)},
       {name: nats / weight for name, (nats, weight) in losses.items()},
+      {
+        f'{language}/{first}': float(nats / weight)
+        for language, pair in sorted(places.items())
+        for first, nats, weight in zip(self._firsts, *pair, strict=True)
+        if weight
+      },
     )
 
   def _counts(self) -> dict[str, int]:
@@ -98,8 +137,8 @@ class Evaluator:
 
   def _nats(
     self, params: dict[str, Any], reader: Any, count: int
-  ) -> tuple[float, float]:
-    """Returns negative log-likelihood and weight of the first rows."""
+  ) -> dict[str, Any]:
+    """Returns the sums of the first rows, in float64."""
     share = self._rows // self._groups
     mine = self._group * share
     sums = []
@@ -109,11 +148,12 @@ class Evaluator:
       ]
       batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
       batch = train_step.put_batch(batch, self._batch)
-      found = self._sums(params, batch)
-      sums.append((found['nll'], found['weight']))
+      sums.append(self._sums(params, batch))
     # Added up in float64: all the nats together need more than float32 has.
-    nats, weight = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
-    return float(nats), float(weight)
+    return jax.tree.map(
+      lambda *parts: np.sum(parts, axis=0, dtype=np.float64),
+      *jax.device_get(sums),
+    )
 
   def _text_bytes(self, reader: Any, count: int) -> int:
     """Returns the UTF-8 bytes of the text in the first `count` rows."""
@@ -123,6 +163,32 @@ class Evaluator:
     tokens = np.concatenate(targets)[np.concatenate(weights) > 0]
     text = tokens[~np.isin(tokens, special)]
     return len(self._vocabulary.decode(text.tolist()).encode())
+
+
+def _sums(
+  run: run_config.Run,
+  mesh: jax.sharding.Mesh,
+  attention_fn: attention.AttentionFn | None,
+  firsts: tuple[int, ...],
+) -> Callable[..., dict[str, jax.Array]]:
+  """Returns a compiled (params, batch) -> sums, of buckets too if asked."""
+  if not firsts:
+    plain = train_step.next_token(run, mesh, attention_fn)
+    return jax.jit(lambda params, batch: plain(params, batch)[1])
+  loss = functools.partial(cross_entropy.by_bucket, num_buckets=len(firsts))
+  objective = train_step.next_token(run, mesh, attention_fn, loss_fn=loss)
+
+  @jax.jit
+  def sums(
+    params: dict[str, Any], batch: objectives.Batch
+  ) -> dict[str, jax.Array]:
+    places = jnp.searchsorted(
+      jnp.array(firsts), batch['positions'], side='right'
+    )
+    weights = batch['loss_weights'], places - 1
+    return objective(params, {**batch, 'loss_weights': weights})[1]
+
+  return sums
 
 
 def _row_or_padding(

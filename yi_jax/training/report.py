@@ -1,4 +1,4 @@
-"""What stands at the end of a run: report.json and loss.png."""
+"""What stands at the end of a run: report.json, loss.png, positions.png."""
 
 import os
 from typing import Any
@@ -7,17 +7,17 @@ from yi_jax.training import metrics
 
 
 def write(folder: str, values: dict[str, Any]) -> None:
-  """Writes report.json, whole or not at all, and draws loss.png beside it.
+  """Writes report.json, whole or not at all, and draws pictures beside it.
 
   Args:
     folder: local folder of the run, with its metrics.jsonl.
     values: content of the report.
   """
-  draw(
-    metrics.read(os.path.join(folder, 'metrics.jsonl')),
-    values['xz'],
-    os.path.join(folder, 'loss.png'),
-  )
+  lines = metrics.read(os.path.join(folder, 'metrics.jsonl'))
+  draw(lines, values['xz'], os.path.join(folder, 'loss.png'))
+  told = [line for line in lines if 'loss_by_position' in line]
+  if told:
+    draw_positions(told, os.path.join(folder, 'positions.png'))
   metrics.write_json(os.path.join(folder, 'report.json'), values)
 
 
@@ -37,6 +37,9 @@ def summary(values: dict[str, Any], workdir: str) -> str:
     lines.append(f'held-out {language}: {bits:.3f} bits per byte{beside}')
   for ability, loss in values['response_loss'].items():
     lines.append(f'held-out {ability}: {loss:.3f} nats a token of answers')
+  if places := values['loss_by_position']:
+    shown = ', '.join(f'{place} {loss:.3f}' for place, loss in places.items())
+    lines.append(f'held-out nats a token from position: {shown}')
   for ability, share in values['turns_ended'].items():
     lines.append(f'held-out {ability}: {share:.1%} of answers end their turn')
   lines.append(
@@ -83,5 +86,48 @@ def draw(
   below.set_xlabel('tokens read')
   for axes in (above, below):
     axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def draw_positions(lines: list[dict[str, Any]], path: str) -> None:
+  """Draws the held-out loss by position, of the first and last evaluation.
+
+  Args:
+    lines: of metrics.jsonl, those with `loss_by_position`.
+    path: of the PNG.
+  """
+  import matplotlib.pyplot as plt
+
+  plt.switch_backend('Agg')
+  figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+  colours: dict[str, str] = {}
+  # The last one on top of the first; one alone is drawn once.
+  for line, style in (
+    (lines[-1], '-'),
+    *((one, '--') for one in lines[:-1][:1]),
+  ):
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for place, loss in line['loss_by_position'].items():
+      language, first = place.split('/')
+      curves.setdefault(language, []).append((int(first), loss))
+    for language, points in curves.items():
+      firsts, losses = zip(*points, strict=True)
+      names = [f'{first:,}' for first in firsts]
+      label = f'{language}, step {line["step"]:,}'
+      [curve] = axes.plot(
+        names,
+        losses,
+        style,
+        marker='.',
+        label=label,
+        color=colours.get(language),
+      )
+      colours[language] = curve.get_color()
+  axes.set_xlabel('from position')
+  axes.set_ylabel('held-out loss (nats a token)')
+  axes.tick_params(axis='x', rotation=45)
+  axes.legend()
+  axes.grid(alpha=0.3)
   figure.savefig(path, dpi=120)
   plt.close(figure)

@@ -125,6 +125,9 @@ def defaults() -> dict[str, Any]:
       'eval_every': 0,
       # Held-out rows read a language; 0: all.
       'eval_rows': 0,
+      # First position of each bucket whose held-out loss is told apart, from
+      # 0 on; () is 0, 1024, 2048, 4096 ... for rows of more than 4,096 tokens.
+      'eval_buckets': (),
       # Updates skipped in a row (loss not finite, or a spike) before giving up.
       'max_bad_steps': 10,
       # A loss or gradient norm this many times its running mean is a spike;
@@ -363,6 +366,9 @@ def resolve(config: Any) -> Run:
     raise ValueError('sample.tokens must be at least 1')
   growth = plateau.Settings(**data['batch_growth'])
   plateau.check(growth, data['batch_tokens'])
+  firsts = list(train['eval_buckets'])
+  if firsts and (firsts[0] != 0 or firsts != sorted(set(firsts))):
+    raise ValueError(f'train.eval_buckets rise from 0, not {firsts}')
   profile_range(train['profile'])
   section = _scaled(config['optimizer'], data)
   if model.lora and section['trainable'] == '.*':

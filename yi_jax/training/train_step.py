@@ -107,6 +107,7 @@ def next_token(
   mesh: jax.sharding.Mesh,
   attention_fn: attention.AttentionFn | None = None,
   z_loss: float = 0.0,
+  loss_fn: sharded_loss.Loss = cross_entropy.cross_entropy,
 ) -> objectives.Objective:
   """Returns next-token prediction with all that depends on the mesh filled in.
 
@@ -115,6 +116,7 @@ def next_token(
     mesh: devices; one device needs no pinning of activations.
     attention_fn: attention of one device; None takes the backend's.
     z_loss: see `objectives.next_token`.
+    loss_fn: of one device.
   """
   table = rules.strategy(run.strategy, mesh.shape).rules
   attention_fn = attention_fn or attention.get()
@@ -128,7 +130,7 @@ def next_token(
     constrain=rules.constrainer(mesh, table) if mesh.size > 1 else None,
     layers_fn=layers_fn,
     z_loss=z_loss,
-    loss_fn=sharded_loss.sharded(cross_entropy.cross_entropy, mesh, table),
+    loss_fn=sharded_loss.sharded(loss_fn, mesh, table),
   )
 
 
