@@ -86,8 +86,13 @@ def test_from_rows_to_a_released_set(run, tmp_path):
   # Nothing waits, but for another pass.
   code, said = run(f'--export_review={tmp_path}/more.csv')
   assert '--iteration=2' in said
-  code, said = run(f'--export_review={tmp_path}/more.csv', '--iteration=2')
-  assert '2 rows to judge' in said
+  code, said = run(
+    f'--export_review={tmp_path}/more.csv',
+    '--iteration=2',
+    '--config.review.limit=1',
+  )
+  assert '1 rows to judge' in said
+  assert 'of 2 that wait' in said
 
 
 def test_what_polish_says_comes_as_hints(run, tmp_path):

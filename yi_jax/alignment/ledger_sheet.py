@@ -37,19 +37,22 @@ def write(
   path: pathlib.Path,
   rows: Sequence[ledger_state.Row],
   hints: Mapping[str, Sequence[str]],
-) -> None:
-  """Writes rows to judge.
+) -> int:
+  """Writes rows to judge; those too long for a cell are in no .csv.
 
   Args:
     path: .jsonl or .csv.
     rows: of the ledger.
     hints: id -> what was noticed about a row.
 
+  Returns:
+    How many were too long.
+
   Raises:
-    ValueError: for another name, or a row that no cell holds.
+    ValueError: for another name.
     FileExistsError: if the file is there: it may hold verdicts.
   """
-  kind = _kind(path)
+  kind, too_long = _kind(path), 0
   if path.exists():
     raise FileExistsError(
       f'{path} is there, maybe with verdicts: import it first '
@@ -69,8 +72,9 @@ def write(
   if kind == '.jsonl':
     content = b''.join(map(journal.to_line, entries))
   else:
-    content = _to_csv(path, entries)
+    content, too_long = _to_csv(entries)
   atomic.write(path, content)
+  return too_long
 
 
 def read(path: pathlib.Path, state: ledger_state.State) -> list[ledger.Verdict]:
@@ -200,22 +204,21 @@ def _made_by(row: ledger_state.Row) -> str:
   return ', '.join([*known, *([f'from {row.parent}'] if row.parent else [])])
 
 
-def _to_csv(path: pathlib.Path, entries: Iterable[Mapping[str, Any]]) -> bytes:
-  text = io.StringIO()
+def _to_csv(entries: Iterable[Mapping[str, Any]]) -> tuple[bytes, int]:
+  """Returns the file, and how many rows no cell holds."""
+  text, too_long = io.StringIO(), 0
   writer = csv.writer(text)
   writer.writerow(_COLUMNS)
   for entry in entries:
     shown = to_text(entry['messages'])
     if len(shown) > _CELL:
-      raise ValueError(
-        f'conversation {entry["id"]} has {len(shown):,} characters, and a cell '
-        f'of a spreadsheet holds {_CELL:,}: export to a .jsonl instead of {path}'
-      )
+      too_long += 1
+      continue
     cells = [entry['verdict'], entry['reason'], '; '.join(entry['hints'])]
     cells = [*map(_harmless, cells), _harmless(entry['made_by']), shown]
     writer.writerow([f'{_MARK}{entry["id"]}', *cells])
   # With the mark without which Excel takes UTF-8 for another encoding.
-  return text.getvalue().encode('utf-8-sig')
+  return text.getvalue().encode('utf-8-sig'), too_long
 
 
 def _harmless(cell: str) -> str:

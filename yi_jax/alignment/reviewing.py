@@ -32,6 +32,7 @@ def defaults() -> dict[str, Any]:
   return {
     # 'chosen': what polish picks; 'all': what its checks flag too, to mend it.
     'rows': 'chosen',
+    'limit': 0,  # rows of one export, in the order of the ledger; 0 is all
   }
 
 
@@ -60,8 +61,14 @@ def export(
       f'no row of {book.path} waits for a verdict; another pass over the set is '
       f'--iteration={state.iteration + 1}'
     )
-  ledger_sheet.write(path, waiting, _hints(workdir, waiting))
-  progress.tell('review', f'{len(waiting):,} rows to judge in {path}')
+  given = waiting[: config.review.limit or None]
+  too_long = ledger_sheet.write(path, given, _hints(workdir, given))
+  progress.tell(
+    'review',
+    f'{len(given) - too_long:,} rows to judge in {path}, of {len(waiting):,} '
+    'that wait'
+    + (f'; {too_long:,} need a .jsonl, no cell holds them' if too_long else ''),
+  )
 
 
 def take_in(
