@@ -13,6 +13,7 @@ from yi_jax.training import run_config, train_step
 
 _FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
 _ARGS = {
+  'long_context': ('yi_6b', 'yi_34b', 'smollm2'),
   'pretrain': config_lib.preset_names(),
   'sft': ('yi_6b', 'smollm2', 'tiny'),
 }
