@@ -9,15 +9,112 @@ from yi_jax.alignment import checks, rows
 from yi_jax.curation import language
 from yi_jax.data import conversations
 
-_THINGS = ['rivers', 'bridges', 'lamps', 'gardens', 'clocks', 'mountains', 'harbours', 'letters', 'kitchens', 'maps', 'violins', 'wheels', 'candles', 'deserts', 'towers', 'schools', 'markets', 'engines', 'islands', 'coins', 'ladders', 'windows', 'tunnels', 'orchards', 'mirrors', 'baskets', 'anchors', 'pianos', 'glaciers', 'libraries']
+_THINGS = [
+  'rivers',
+  'bridges',
+  'lamps',
+  'gardens',
+  'clocks',
+  'mountains',
+  'harbours',
+  'letters',
+  'kitchens',
+  'maps',
+  'violins',
+  'wheels',
+  'candles',
+  'deserts',
+  'towers',
+  'schools',
+  'markets',
+  'engines',
+  'islands',
+  'coins',
+  'ladders',
+  'windows',
+  'tunnels',
+  'orchards',
+  'mirrors',
+  'baskets',
+  'anchors',
+  'pianos',
+  'glaciers',
+  'libraries',
+]
 _ASKS = (
   'Explain why {} matter to people.',
   'How do {} change over a long time?',
   'Describe the oldest {} that are known.',
   'What makes good {} hard to find?',
 )
-_WORDS = ['old', 'stone', 'water', 'light', 'paper', 'winter', 'small', 'quiet', 'people', 'build', 'carry', 'morning', 'colour', 'value', 'road', 'north', 'early', 'strong', 'simple', 'wooden', 'trade', 'family', 'season', 'travel', 'story', 'iron', 'glass', 'careful', 'distant', 'useful', 'common', 'narrow', 'open', 'deep']
-_ZH_THINGS = ['河流', '桥梁', '灯火', '花园', '时钟', '高山', '港口', '书信', '厨房', '地图', '提琴', '车轮', '蜡烛', '沙漠', '高塔', '学堂', '集市', '机器', '海岛', '硬币', '梯子', '窗户', '隧道', '果园', '镜子', '篮子', '船锚', '钢琴', '冰川', '书馆']
+_WORDS = [
+  'old',
+  'stone',
+  'water',
+  'light',
+  'paper',
+  'winter',
+  'small',
+  'quiet',
+  'people',
+  'build',
+  'carry',
+  'morning',
+  'colour',
+  'value',
+  'road',
+  'north',
+  'early',
+  'strong',
+  'simple',
+  'wooden',
+  'trade',
+  'family',
+  'season',
+  'travel',
+  'story',
+  'iron',
+  'glass',
+  'careful',
+  'distant',
+  'useful',
+  'common',
+  'narrow',
+  'open',
+  'deep',
+]
+_ZH_THINGS = [
+  '河流',
+  '桥梁',
+  '灯火',
+  '花园',
+  '时钟',
+  '高山',
+  '港口',
+  '书信',
+  '厨房',
+  '地图',
+  '提琴',
+  '车轮',
+  '蜡烛',
+  '沙漠',
+  '高塔',
+  '学堂',
+  '集市',
+  '机器',
+  '海岛',
+  '硬币',
+  '梯子',
+  '窗户',
+  '隧道',
+  '果园',
+  '镜子',
+  '篮子',
+  '船锚',
+  '钢琴',
+  '冰川',
+  '书馆',
+]
 _ZH_ASKS = (
   '请解释{}对人们有哪些意义。',
   '{}在漫长岁月里怎样变化？',
@@ -214,7 +311,18 @@ _FAULTS = {
         'Describe a day at the harbour.',
         ' '.join(
           f'People at the harbour carry {w} stone by the narrow road and {w}.'
-          for w in ['red', 'blue', 'green', 'grey', 'white', 'black', 'brown', 'gold', 'pink', 'pale']
+          for w in [
+            'red',
+            'blue',
+            'green',
+            'grey',
+            'white',
+            'black',
+            'brown',
+            'gold',
+            'pink',
+            'pale',
+          ]
         ),
       )
     ],
@@ -373,3 +481,15 @@ def test_a_check_of_another_name_is_refused(crowd):
   config.run = ('duplicats',)
   with pytest.raises(ValueError, match="did you mean 'duplicates'"):
     checks.run(crowd, config)
+
+
+def test_rows_without_a_word_are_no_problem():
+  found = [
+    _row('?', '!'),
+    _row('??', '。。。', 'zh'),
+    _row('```', '```'),
+    _row('[]', '{}'),
+    _row('\n\n.', ' . '),
+  ]
+  said, _ = checks.run(found, _config())
+  assert len(said) == len(found)
