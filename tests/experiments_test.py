@@ -16,6 +16,7 @@ _ARGS = {
   'long_context': ('yi_6b', 'yi_34b', 'smollm2'),
   'pretrain': config_lib.preset_names(),
   'sft': ('yi_6b', 'smollm2', 'tiny'),
+  'depth_upscale': ('yi_9b', 'smollm2'),
 }
 _NO_TRAINING = {'curate', 'polish'}  # see curate_test.py, polish_test.py
 _RUNS = [

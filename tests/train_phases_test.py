@@ -12,8 +12,6 @@ from yi_jax import app, train
 from yi_jax.sharding import mesh as meshes
 from yi_jax.training import faults, metrics
 
-_STEPS = 22
-
 
 @pytest.fixture(autouse=True)
 def _programs(tmp_path, monkeypatch):
@@ -52,7 +50,9 @@ def config_file(tiny_run):
     'c.data.batch_growth.most_tokens = 512',
     'c.model.overrides.max_position_embeddings = 32',
     'c.optimizer.schedule = "constant"',
-    f'c.train.steps = {_STEPS}',
+    # What 22 steps read.
+    'c.train.steps = 99',
+    'c.train.tokens = 4_600',
     'c.train.eval_every = 7',
     'c.train.eval_rows = 4',
     'c.train.eval_buckets = (0, 4, 16)',

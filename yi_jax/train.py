@@ -188,7 +188,7 @@ def _train(
       f'{workdir} is at step {first:,} already, beyond train.steps = '
       f'{run.steps:,}; raise it, or take another --workdir'
     )
-  if first == run.steps and os.path.exists(f'{folder.path}/report.json'):
+  if plan.ends(first) and os.path.exists(f'{folder.path}/report.json'):
     say(f'{first:,} steps are done; see {workdir}/report.json')
     status.tell(status.DONE, first)
     return 0
@@ -278,8 +278,9 @@ def _train(
   status.tell(status.RUNNING, first)
   goodput.now('step')
   watchdog.alive(first)
-  clock, values = time.monotonic(), {}
-  for number in range(first + 1, run.steps + 1):
+  clock, values, number = time.monotonic(), {}, first
+  while not plan.ends(number):
+    number += 1
     if part.is_over:
       with board.paused(values), watchdog.patient():
         part.begin(number - 1)
@@ -295,7 +296,7 @@ def _train(
       jax.block_until_ready(values)
       _introduce(number, time.monotonic() - clock)
 
-    last, stopping = number == run.steps, stop.agreed(number)
+    last, stopping = plan.ends(number), stop.agreed(number)
     saves = checkpoints.kind(number, end=last or stopping)
     every = config.train.eval_every
     evaluates = last or bool(every and number % every == 0)
@@ -339,10 +340,10 @@ def _train(
     ended = turns.ended(
       config, run.model, state.params, words, heldout[run.length]
     )
-  goodput.keep(run.steps)
+  goodput.keep(number)
   values = {
-    'steps': run.steps,
-    'tokens': plan.tokens(run.steps),
+    'steps': number,
+    'tokens': plan.tokens(number),
     **figures._asdict(),
     'xz': heldout[run.length].xz,
     'skipped': int(state.guard.skipped),
@@ -359,7 +360,7 @@ def _train(
     report.write(folder.path, values)
     folder.push()
     say(report.summary(values, workdir))
-  status.tell(status.DONE, run.steps)
+  status.tell(status.DONE, number)
   return 0
 
 
@@ -459,6 +460,8 @@ def _describe(
     f'{config.model.preset}: {size:,} parameters on {mesh.size} x {device}, '
     f'{run.rows:,} rows of {run.length:,} = {tokens:,} tokens a step'
   )
+  if run.tokens:
+    line += f'; ends after {run.tokens:,} tokens'
   for token, length in run.lengths[1:]:
     line += f'; rows of {length:,} after {token:,} tokens'
   if run.growth.window:

@@ -1,5 +1,6 @@
 """Which rows each step reads when lengths and batches change on the way."""
 
+import dataclasses
 import json
 
 import pytest
@@ -70,6 +71,13 @@ def test_other_text_and_other_lengths_are_not_compared():
   assert [step[0] for step in _walk(plan, 0, 8)] == [8] * 7 + [16]
   plan = phases.Phases(_run(((1536, 128),), window=2, most_tokens=1024), 0, {})
   assert [step[0] for step in _walk(plan, 0, 8)] == [8] * 3 + [4] * 4 + [8]
+
+
+@pytest.mark.parametrize(('tokens', 'end'), [(0, 1000), (1025, 3), (1536, 3)])
+def test_a_run_ends_with_the_step_that_reads_enough(tokens, end):
+  run = dataclasses.replace(_run(), tokens=tokens)
+  plan = phases.Phases(run, 0, {})
+  assert [step for step in range(1, 1001) if plan.ends(step)][0] == end
 
 
 def test_losses_that_are_told_one_step_late_change_nothing():

@@ -426,6 +426,8 @@ class Board:
     elapsed = self._clock() - self._started
     # If batches stay as they are, and a token takes as long as until now.
     tokens_left = (steps - step) * phase.rows * phase.length
+    if most := self._run.tokens:
+      tokens_left = min(tokens_left, max(most - line['tokens'], 0))
     read = max(line['tokens'] - self._tokens_before, 1)
     left = elapsed / read * tokens_left
     parts = [

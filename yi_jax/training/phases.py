@@ -104,6 +104,12 @@ class Phases:
     if self._state.multiple != before.multiple:
       self._turn(step)
 
+  def ends(self, step: int) -> bool:
+    """Returns whether the run ends with a step."""
+    run = self._run
+    enough = run.tokens and self.tokens(step) >= run.tokens
+    return step >= run.steps or bool(enough)
+
   def due(self, step: int) -> bool:
     """Returns whether the batch may grow after a step."""
     return plateau.is_due(self._run.growth, self._state, step)

@@ -8,6 +8,7 @@ but `base`: a script on a bare accelerator image uses `defaults` directly.
 
 import dataclasses
 import json
+import math
 import re
 from typing import Any
 
@@ -117,8 +118,11 @@ def defaults() -> dict[str, Any]:
       'reference_batch_tokens': 0,
     },
     'train': {
-      # Updates in all.
+      # Updates in all, at most; the schedule ends there.
       'steps': 1000,
+      # Ends the run earlier, with the step that reads so many tokens in all;
+      # 0: after train.steps. For batches that grow: their steps are not known.
+      'tokens': 0,
       # Steps between two lines of metrics.
       'log_every': 10,
       # Steps between two evaluations of held-out text; 0: only at the end.
@@ -298,6 +302,7 @@ class Run:
     model: the model.
     optimizer: the optimizer's keys.
     steps: updates in all; the schedule ends there.
+    tokens: read in all at which the run ends earlier, 0 for none.
     length: T, tokens a row.
     rows: B, rows a step over all devices.
     lengths: of the whole run, see `data.lengths.schedule`; the step knows
@@ -317,6 +322,7 @@ class Run:
   rows: int
   lengths: lengths_lib.Schedule
   growth: plateau.Settings
+  tokens: int = 0
   max_bad_steps: int = 10
   spike_factor: float = 0.0
   strategy: str = 'auto'
@@ -354,6 +360,7 @@ def resolve(config: Any) -> Run:
     if config[section][name] < 1:
       raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
   for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor') + (
+    'train.tokens',
     'train.rollback',
     'train.hang_seconds',
     'checkpoint.local_every',
@@ -382,6 +389,7 @@ def resolve(config: Any) -> Run:
     rows=data['batch_tokens'] // data['length'],
     lengths=_lengths(config, model),
     growth=growth,
+    tokens=math.ceil(train['tokens']),
     max_bad_steps=train['max_bad_steps'],
     spike_factor=train['spike_factor'],
     strategy=config['mesh']['strategy'],
