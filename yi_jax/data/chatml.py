@@ -14,7 +14,7 @@ is encoded apart from the header before it, as it is when the model writes.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from yi_jax.data import tokenizer as tokenizers
@@ -152,6 +152,42 @@ def render(
     ValueError: for a conversation or a tokenizer that does not fit.
   """
   _check(messages, generate)
+  return _encode(template, _segments(template, messages, generate), tokenizer)
+
+
+def surround(
+  template: Template, before: str, after: str, tokenizer: tokenizers.Tokenizer
+) -> tuple[list[int], list[int]]:
+  """Returns the ids of a question on both sides of text given as ids.
+
+  So a document of known tokens can stand in a question: head + document + tail
+  is a conversation up to the answer that is due.
+
+  Args:
+    template: the format.
+    before: of the question, before the document.
+    after: of the question, after the document.
+    tokenizer: of the checkpoint.
+
+  Raises:
+    ValueError: for a tokenizer that does not fit.
+  """
+  messages = [{'role': 'user', 'content': before}]
+  segments = list(_segments(template, messages, True))
+  place = segments.index((before, False, False))
+  rest = [(after, False, False), *segments[place + 1 :]]
+  return (
+    _encode(template, segments[: place + 1], tokenizer).ids,
+    _encode(template, rest, tokenizer).ids,
+  )
+
+
+def _encode(
+  template: Template,
+  segments: Iterable[tuple[str, bool, bool]],
+  tokenizer: tokenizers.Tokenizer,
+) -> Rendered:
+  """Returns segments of a conversation as ids; see `_segments`."""
   ids, learned, pending = [], [], ''
 
   def flush(is_learned: bool) -> None:
@@ -162,7 +198,7 @@ def render(
     pending = ''
 
   before = False
-  for text, is_frame, is_learned in _segments(template, messages, generate):
+  for text, is_frame, is_learned in segments:
     if is_learned != before:
       flush(before)
       before = is_learned
