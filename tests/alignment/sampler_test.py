@@ -1,6 +1,9 @@
 """The choice balances tags and difficulty, and depends on nothing but its input."""
 
+import json
 import random
+
+import pytest
 
 from yi_jax.alignment import rows, sampler
 from yi_jax.data import conversations
@@ -86,6 +89,26 @@ def test_difficulty_grows_with_tags_and_lengths():
   assert list(values) == sorted(values)
   assert (values[0], values[-1]) == (0, 1)
   assert levels == ['easy'] * 3 + ['medium'] * 3 + ['hard'] * 3
+
+
+def test_the_loss_of_a_model_counts_where_it_is_known(tmp_path):
+  found = [_row(k) for k in range(4)]
+  tags = [('a',)] * 4
+  lines = [
+    {'id': found[0].id, 'tokens': 1, 'log_probability': -9},
+    {'id': found[0].id, 'tokens': 3, 'log_probability': -1},
+    {'id': found[1].id, 'tokens': 2, 'log_probability': -5},
+  ]
+  path = tmp_path / 'knowledge.jsonl'
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  losses = sampler.read_losses(str(path))
+  assert losses == {found[0].id: (9 + 3) / 4, found[1].id: 5}
+  values, _ = sampler.difficulty(found, tags, losses)
+  # All else is the same, a rank of one half.
+  assert list(values) == [1.5 / 4, 2.5 / 4, 0.5, 0.5]
+  path.write_text('{"id": "x"}')
+  with pytest.raises(ValueError, match='line 1 is no line of --knowledge'):
+    sampler.read_losses(str(path))
 
 
 def test_a_language_is_ranked_by_itself():

@@ -94,8 +94,9 @@ class Polished:
   ) -> None:
     """Chooses rows."""
     self._found, self._said, self._tags = found, said, tagged
-    self._scores, self._levels = sampler.difficulty(found, tagged)
     sample = config.sample
+    losses = sampler.read_losses(sample.losses)
+    self._scores, self._levels = sampler.difficulty(found, tagged, losses)
     self._flagged = [
       any(one.check in sample.exclude for one in mine) for mine in said
     ]

@@ -9,6 +9,8 @@ broken by a hash of seed and id: the same rows and seed, the same choice.
 """
 
 import collections
+import glob
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from scipy import sparse
 
 from yi_jax.alignment import rows, texts
 from yi_jax.curation import documents
+from yi_jax.data import files
 
 DIFFICULTIES = ('easy', 'medium', 'hard')
 
@@ -26,6 +29,9 @@ def defaults() -> dict[str, Any]:
   return {
     'rows': 1_000,
     'seed': 0,
+    # What --knowledge has written of a model: its loss on the answers counts as
+    # difficulty too; '' does without.
+    'losses': '',
     # Checks whose findings keep a row from being chosen. The others are only
     # told: a long answer or another style is no fault by itself.
     'exclude': (
@@ -35,33 +41,71 @@ def defaults() -> dict[str, Any]:
   }
 
 
+def read_losses(path: str) -> dict[str, float]:
+  """Returns id -> loss of a model on the answers of a row, nats a token.
+
+  Args:
+    path: JSON lines with id, tokens and log_probability, an answer a line, as
+      `polish --knowledge` writes them; '' is none.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: for a line of another form, naming it.
+  """
+  if not path:
+    return {}
+  sums: dict[str, tuple[float, int]] = {}
+  (found,) = files.matches(glob.escape(path))
+  for number, line in enumerate(found.read_bytes().splitlines(), 1):
+    try:
+      entry = json.loads(line)
+      tokens = int(entry['tokens'])
+      loss = -tokens * float(entry['log_probability'])
+      key = str(entry['id'])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f'{path}, line {number} is no line of --knowledge: {error}'
+      ) from error
+    before = sums.get(key, (0.0, 0))
+    sums[key] = before[0] + loss, before[1] + tokens
+  return {key: loss / max(1, tokens) for key, (loss, tokens) in sums.items()}
+
+
 def difficulty(
-  found: Sequence[rows.Row], tags: Sequence[Sequence[str]]
+  found: Sequence[rows.Row],
+  tags: Sequence[Sequence[str]],
+  losses: Mapping[str, float] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
   """Returns how hard rows are, and as a word.
 
-  The mean of three ranks inside the language, each 0 to 1: tags (InsTag's
-  complexity, arXiv:2308.07074), words of the questions, words of the answers.
-  Thirds of a language are easy, medium and hard.
+  The mean of ranks inside the language, each 0 to 1: tags (InsTag's complexity,
+  arXiv:2308.07074), words of the questions, words of the answers, and, for rows
+  that have one, the loss of a model. Thirds of a language are easy, medium and
+  hard.
 
   Args:
     found: rows.
     tags: of each.
+    losses: by id, see `read_losses`.
 
   Returns:
     float64[rows] and rows of DIFFICULTIES.
   """
+  losses = losses or {}
   measures = (
     np.array([len(mine) for mine in tags], float),
-    texts.sizes([row.questions for row in found]),
-    texts.sizes([row.answers for row in found]),
+    texts.sizes([row.questions for row in found]).astype(float),
+    texts.sizes([row.answers for row in found]).astype(float),
+    np.array([losses.get(row.id, np.nan) for row in found]),
   )
   values = np.zeros(len(found))
   words = np.zeros(len(found), int)
-  languages = np.array([row.language for row in found])
-  for language in dict.fromkeys(languages.tolist()):
-    mine = np.flatnonzero(languages == language)
-    values[mine] = np.mean([_ranks(m[mine]) for m in measures], 0)
+  for mine in _by_language(found).values():
+    ranks = np.full((len(measures), len(mine)), np.nan)
+    for rank, measure in zip(ranks, measures, strict=True):
+      known = np.flatnonzero(~np.isnan(measure[mine]))
+      rank[known] = _ranks(measure[mine][known])
+    values[mine] = np.nanmean(ranks, 0)
     words[mine] = np.minimum(3 * _ranks(values[mine]), 2).astype(int)
   return values, [DIFFICULTIES[k] for k in words]
 
