@@ -112,3 +112,41 @@ def test_tensor_parallelism_sums_the_stream():
   stream = 8 * 64 * 128 * 2
   assert got['tensor'][0] == stream * 2 * 3 * 2 * 2 * 3 / 4
   assert set(got) == {'tensor'}
+
+
+def _long(length, context, tensor=1):
+  config = run_config.defaults()
+  config['model']['preset'] = 'yi_6b_200k'
+  config['model']['overrides'] = dict(remat='full')
+  config['data'] |= dict(length=length, batch_tokens=4 * length)
+  run = run_config.resolve(config)
+  topology = topologies.parse('v5p:2x4x4')
+  sizes = dict(context=context, tensor=tensor, fsdp=32 // context // tensor)
+  return roofline.ring(run, topology, sizes, 100e9)
+
+
+def test_a_ring_hides_its_sending_behind_long_rows_only():
+  found = _long(200_000, 8)
+  # Four rows of 32 layers over 4 x 8 devices: in each pass (forward,
+  # again, backward 2.5 times that) a half of 200,000^2 pairs, 4 FLOPs a number.
+  pairs = 200_000**2 / 2 / 8
+  assert found.compute == pytest.approx(
+    32 * 4.5 * 4 * pairs * 4096 / 459e12, rel=1e-6
+  )
+  # Keys and values of 25,000 tokens: 4 heads of 128, both, two bytes; twice
+  # so, then with gradients of four, and these once more at the end.
+  kv = 25_000 * 4 * 128 * 2
+  sent = 8 * (2 * 2 + 2 + 4) + 4
+  assert found.sending == pytest.approx(32 * kv * sent / 100e9, rel=1e-6)
+  assert found.share > 0.99
+  short = [_long(length, 8).share for length in (1024, 4096, 16_384)]
+  assert short == sorted(short)
+  assert short[0] < 0.5
+  # Where sending takes longer than the products, it alone counts.
+  slow = _long(1024, 8)
+  assert slow.together == pytest.approx(slow.sending)
+
+
+def test_heads_that_are_cut_leave_the_share_as_it_is():
+  whole, cut = _long(8192, 8), _long(8192, 8, tensor=4)
+  assert cut.share == pytest.approx(whole.share)

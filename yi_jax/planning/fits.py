@@ -20,6 +20,14 @@ _TOKENS = 8192  # of a microbatch a chip, at most
 _LENGTH = 4096
 _COMFORTABLE = 0.9  # share of the memory that formulas may be wrong within
 
+# Rows of the published long context, 20 a step (Yi report 7.1), and layouts
+# for them: experiments/long_context.py has the same.
+_LONG_LENGTH, _LONG_ROWS = 200_000, 20
+_LONG = (
+  ('yi_6b_200k', 'v5p:2x4x4', dict(fsdp=4, context=8, tensor=1)),
+  ('yi_34b_200k', 'v5p:4x4x8', dict(fsdp=4, context=8, tensor=4)),
+)
+
 # What changes numbers, not shapes.
 _SAME_SHAPE = dict(
   rms_norm_eps=1e-5, rope_theta=1e4, initializer_range=0.02, remat='full'
@@ -122,6 +130,54 @@ def rows(tell: Callable[[str], None]) -> Iterator[Row]:
       yield Row(presets, chip, smallest(model, chip, tell))
 
 
+def long_layouts() -> dict[str, search.Layout]:
+  """Returns preset -> layout of its step on rows of 200,000 tokens."""
+  found = {}
+  for preset, slice_name, cut in _LONG:
+    config = run_config.defaults()
+    config['model']['preset'] = preset
+    config['model']['overrides'] = dict(remat='full')
+    config['data'] |= dict(
+      length=_LONG_LENGTH,
+      batch_tokens=_LONG_ROWS * _LONG_LENGTH,
+      vocabulary_size=0,
+    )
+    config['optimizer']['accumulate_steps'] = _LONG_ROWS // cut['fsdp']
+    sizes = {'data': 1, **cut, 'expert': 1, 'stage': 1}
+    found[preset] = search.Layout(
+      run_config.resolve(config), topologies.parse(slice_name), sizes
+    )
+  return found
+
+
+def long_section(tell: Callable[[str], None]) -> str:
+  """Compiles the steps on rows of 200,000 tokens; returns their section."""
+  lines = []
+  for preset, layout in long_layouts().items():
+    tell(f'{preset} on {layout.topology.name}, rows of {_LONG_LENGTH:,}')
+    measured = compiling.compile_job(layout.job)
+    times = layout.measured(measured)
+    hbm, sizes = layout.topology.chip.hbm, layout.sizes
+    cells = (
+      preset,
+      layout.topology.name,
+      ' x '.join(str(sizes[axis]) for axis in ('fsdp', 'context', 'tensor')),
+      str(layout.run.optimizer.accumulate_steps),
+      _memory(measured.needed, hbm),
+      f'{measured.needed / hbm:.0%}' if measured.fits else 'does not fit',
+      f'{times.mfu(times.overlapped):.0%}',
+      f'{times.mfu(times.apart):.0%}',
+      f'{layout.ring().share:.0%}',
+    )
+    lines.append(f'| {" | ".join(cells)} |')
+  return _LONG_PAGE.format(
+    length=f'{_LONG_LENGTH:,}',
+    rows=_LONG_ROWS,
+    tokens=f'{_LONG_ROWS * _LONG_LENGTH:,}',
+    table='\n'.join(lines),
+  )
+
+
 def write(path: pathlib.Path, tell: Callable[[str], None]) -> None:
   """Makes the page; each row is in it as soon as it is known.
 
@@ -134,6 +190,7 @@ def write(path: pathlib.Path, tell: Callable[[str], None]) -> None:
     for row in rows(tell):
       done.append(row)
       atomic.write(path, page(done).encode())
+    atomic.write(path, (page(done) + long_section(tell)).encode())
 
 
 def page(done: Sequence[Row]) -> str:
@@ -173,12 +230,16 @@ def _line(
     layout.mesh,
     layout.run.model.remat,
     f'{tokens:,.0f}',
-    f'{needed / topologies.GIB:.1f} of {topology.chip.hbm / topologies.GIB:.1f}',
+    _memory(needed, topology.chip.hbm),
     f'{needed / topology.chip.hbm:.0%}',
     f'{times.mfu(times.overlapped):.0%}',
     f'{times.mfu(times.apart):.0%}',
   )
   return f'| {" | ".join(cells)} |'
+
+
+def _memory(needed: float, hbm: float) -> str:
+  return f'{needed / topologies.GIB:.1f} of {hbm / topologies.GIB:.1f}'
 
 
 _PAGE = """# What fits where
@@ -204,6 +265,19 @@ A larger slice needs less memory a chip and may take a faster layout: see
 `--search`.
 
 | presets | slice | FSDP x tensor | remat | tokens a chip | GiB a device | share | MFU, overlapped | MFU, apart |
+|---|---|---|---|---|---|---|---|---|
+{table}
+"""
+
+_LONG_PAGE = """
+## Rows of {length} tokens
+
+The steps of `experiments/long_context.py`: {rows} rows, {tokens} tokens a step,
+remat `full`, a row cut over the axis `context` with ring attention. *Ring* is
+the speed of ring attention beside attention that need not send, by formula
+([plan](plan.md)).
+
+| preset | slice | FSDP x context x tensor | microbatches | GiB a device | share | MFU, overlapped | MFU, apart | ring |
 |---|---|---|---|---|---|---|---|---|
 {table}
 """

@@ -61,6 +61,7 @@ def train(layout: search.Layout, measured: compiling.Measured) -> Plan:
     'seconds_apart': times.apart,
     'mfu_overlapped': times.mfu(times.overlapped),
     'mfu_apart': times.mfu(times.apart),
+    **_ring_values(layout),
     'changes': [] if fits else [text for text, _ in changes(layout)],
   }
   lines = [
@@ -76,7 +77,7 @@ def train(layout: search.Layout, measured: compiling.Measured) -> Plan:
     *_collectives(measured),
   ]
   if measured.fits:
-    lines += _times(times, topology)
+    lines += _times(times, topology) + _ring_lines(layout)
   if not fits:
     lines += [
       ('try', f'{_gib(total)} by formula', f'--config.{text}')
@@ -304,6 +305,20 @@ def _times(
     mfu = f'MFU {times.mfu(seconds):.0%}: {remark}'
     lines.append((name, _time(seconds), mfu))
   return lines
+
+
+def _ring_values(layout: search.Layout) -> dict[str, Any]:
+  if (found := layout.ring()) is None:
+    return {}
+  return {'ring': {**dataclasses.asdict(found), 'share': found.share}}
+
+
+def _ring_lines(layout: search.Layout) -> list[tuple[str, str, str]]:
+  if (found := layout.ring()) is None:
+    return []
+  parts = f'{_time(found.compute)} of products, {_time(found.sending)} of '
+  told = f'{parts}sending beside them: formula'
+  return [('ring attention', f'{found.share:.0%} of dense', told)]
 
 
 def _gib(size: float) -> str:

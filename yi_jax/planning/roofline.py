@@ -92,6 +92,27 @@ class Roofline:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ring:
+  """Attention over a row that is cut over devices, in one step, in seconds.
+
+  Attributes:
+    compute: its products at the peak, those done twice because of remat
+      included.
+    sending: keys, values and their gradients from device to device.
+    together: both, each round's sending beside its products.
+  """
+
+  compute: float
+  sending: float
+  together: float
+
+  @property
+  def share(self) -> float:
+    """Speed beside that of attention which need not send anything, 0 to 1."""
+    return self.compute / self.together
+
+
+@dataclasses.dataclass(frozen=True)
 class _Share:
   """What one device has of a step."""
 
@@ -167,6 +188,48 @@ def roofline(
     links={axes: size / speed for axes, (size, speed) in sent.items()},
     model_flops=needed,
     peak=topology.chip.peak,
+  )
+
+
+def ring(
+  run: run_config.Run,
+  topology: topologies.Topology,
+  sizes: Mapping[str, int],
+  speed: float,
+) -> Ring:
+  """Returns what sending costs ring attention (sharding/ring.py), by formula.
+
+  In each of the `context` rounds a device multiplies its queries with the keys
+  that are there, of which the causal mask leaves all devices the same, and
+  sends these keys and values on; backwards their float32 gradients as well,
+  which travel home once more at the end. The longer of products and sending
+  counts.
+
+  Args:
+    run: the run; layers with a window are taken as if they had none.
+    topology: the machine.
+    sizes: the mesh; `context` devices share a row.
+    speed: bytes/s to the next device, one way.
+  """
+  c, share = run.model, _share(run, sizes)
+  rounds, width = sizes['context'], _width(c.dtype)
+  heads = c.num_attention_heads * c.head_dim / share.tensor
+  # A token sees half of the row; two products of 2 FLOPs a number.
+  forward = 2 * run.length * heads * share.tokens / topology.chip.peak / rounds
+  kv = 2 * c.num_key_value_heads * c.head_dim / share.tensor * share.tokens
+  passes = 1 if c.remat == 'none' else 2
+  # (times a step, seconds of products, seconds of sending) of each round.
+  kinds = (
+    (passes, forward, kv * width / speed),
+    (1, 2.5 * forward, kv * (width + 4) / speed),
+  )
+  again = share.pieces * c.num_hidden_layers
+  home = again * kv * 4 / speed
+  return Ring(
+    compute=again * rounds * sum(n * work for n, work, _ in kinds),
+    sending=again * rounds * sum(n * sent for n, _, sent in kinds) + home,
+    together=home
+    + again * rounds * sum(n * max(work, sent) for n, work, sent in kinds),
   )
 
 

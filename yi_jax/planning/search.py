@@ -59,6 +59,16 @@ class Layout:
       self.run, self.topology, self.sizes, sent(measured)
     )
 
+  def ring(self) -> roofline.Ring | None:
+    """Returns the times of ring attention, None where rows are whole."""
+    if self.sizes.get('context', 1) == 1:
+      return None
+    chip = self.topology.chip
+    # One way along one dimension; GPUs may stand on several nodes.
+    whole = self.topology.is_tpu or self.topology.shape[0] == 1
+    speed = chip.link if whole else chip.across
+    return roofline.ring(self.run, self.topology, self.sizes, speed)
+
   def keys(self) -> dict[str, object]:
     """Returns the config keys that choose this layout."""
     return {
