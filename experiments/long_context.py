@@ -19,7 +19,7 @@ Bible, statutes and a Chinese novel (`python -m yi_jax.data.raw
 --group=text,model` fetches all of it):
 
   python -m yi_jax.alignment.long_qa \\
-      --config=experiments/long_context.py:smollm2
+      --config=experiments/long_context.py:smollm2 --count=100
   python -m yi_jax.prepare --config=experiments/long_context.py:smollm2
   python -m yi_jax.train --config=experiments/long_context.py:smollm2
 
@@ -137,6 +137,7 @@ def _smollm2(length: int) -> ml_collections.ConfigDict:
   )
   c.data.long.upsample = ((0, 1), (4_096, 2), (length, 4))
   c.data.long.attend = 'row'
+  c.data.heldout_fraction = 0.05  # two plays, three books of the Bible
   # A new base is learned on short rows, which cost a third, then on long ones.
   c.data.length = 4_096
   c.data.batch_tokens = length
@@ -146,6 +147,6 @@ def _smollm2(length: int) -> ml_collections.ConfigDict:
   c.optimizer.learning_rate = 2e-4
   c.optimizer.warmup_steps = 1
   c.train.log_every = 1
-  c.train.eval_rows = 1
+  c.train.eval_rows = 4  # of the first length: as many tokens of the others
   c.checkpoint.every = 4
   return c
