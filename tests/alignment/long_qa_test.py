@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from yi_jax import app
 from yi_jax.alignment import endpoint, evolve, long_qa, long_questions
 from yi_jax.data import chatml, conversations, mixtures, vocabulary
 from yi_jax.training import run_config
@@ -51,6 +52,25 @@ _TEXTS = {
   'en': [_english(number) for number in range(30)],
   'zh': [_chinese(number) for number in range(30)],
 }
+
+
+_CONFIG = """
+from yi_jax.data import mixtures
+from yi_jax.training import run_config
+
+def get_config():
+  for language in ('en', 'zh'):
+    mixtures.TASKS.pop(f'{{language}}_books_bay', None)
+    mixtures.register_files(
+      f'{{language}}_books_bay', f'{root}/{{language}}/*.txt'
+    )
+  c = run_config.base()
+  for language in ('en', 'zh'):
+    c.data.rates[f'{{language}}_books_bay'] = 0.5
+  c.data.root, c.data.vocabulary = '{root}/data', '{root}/words'
+  c.data.heldout_bytes = 0
+  return c
+"""
 
 
 @pytest.fixture(scope='module')
@@ -265,3 +285,38 @@ def test_held_out_documents_are_not_asked_about(tmp_path, monkeypatch):
     data.rates, data.long.tasks = {'en_knowledge_longqa': 1.0}, ()
   with pytest.raises(ValueError, match='reads conversations only'):
     long_qa.documents(data)
+
+
+def test_the_command_writes_a_file_a_language(
+  words, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(mixtures, 'TASKS', dict(mixtures.TASKS))
+  words.save(tmp_path / 'words')
+  for language, texts in _TEXTS.items():
+    (tmp_path / language).mkdir()
+    for number, text in enumerate(texts):
+      (tmp_path / language / f'{number}.txt').write_text(text)
+  file = tmp_path / 'run.py'
+  file.write_text(_CONFIG.format(root=tmp_path))
+
+  def run(*flags):
+    output = f'--output={tmp_path / "made"}'
+    return app.run(
+      long_qa.main,
+      long_qa.FLAGS,
+      example='',
+      argv=[f'--config={file}', output, '--count=3', *flags],
+    )
+
+  assert run('--lengths=1500,2000') == 0
+  for language in ('en', 'zh'):
+    rows = _rows(tmp_path / 'made' / f'{language}.jsonl')
+    assert [row['provenance']['number'] for row in rows] == [0, 1, 2]
+    assert max(row['provenance']['tokens'] for row in rows) <= 2_000
+  for flag, problem in (
+    ('--lengths=long', '--lengths are numbers'),
+    ('--model=teacher', 'need --endpoint'),
+    ('--lengths=1600', 'made with other settings'),
+  ):
+    assert run(flag) == app.BAD_INPUT
+    assert problem in capsys.readouterr().err
