@@ -19,7 +19,7 @@ unknown, or wrong and what the model believes.
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from yi_jax.alignment import evolve, texts
@@ -202,23 +202,13 @@ def examine(
   said: dict[tuple[int, ...], list[str]] = {prompt: [] for prompt in asked}
   for i, ids in enumerate(made):
     said[asked[i // samples]].append(layout.read(ids))
-  rows, starts = [], []
-  for item in items:
-    for text in (item.answer, *said[tuple(item.prompt)]):
-      rows.append([*item.prompt, *layout.answer(item.question, text)])
-      starts.append(len(item.prompt))
-  scores = generator.score(rows)
-  means = [
-    (len(score) + 1 - start, float(score[start - 1 :].mean()))
-    if len(score) >= start
-    else (0, 0.0)
-    for score, start in zip(scores, starts, strict=True)
-  ]
+  likely = _likely(layout, generator, items, said)
   found = []
-  for i, item in enumerate(items):
-    (tokens, mean), *others = means[i * (samples + 1) : (i + 1) * (samples + 1)]
-    own = said[tuple(item.prompt)]
-    told = [value for count, value in others if count]
+  for item in items:
+    prompt, own = tuple(item.prompt), said[tuple(item.prompt)]
+    tokens, mean = likely[prompt, item.answer.strip()]
+    told = [likely[prompt, text] for text in own]
+    told = [value for count, value in told if count]
     usual = statistics.fmean(told) if told else 0.0
     found.append(
       Figures(
@@ -232,6 +222,35 @@ def examine(
       )
     )
   return found
+
+
+def _likely(
+  layout: Layout,
+  generator: generation.Generator,
+  items: Sequence[Item],
+  said: Mapping[tuple[int, ...], Sequence[str]],
+) -> dict[tuple[tuple[int, ...], str], tuple[int, float]]:
+  """Returns tokens, and nats a token, of answers and of what was said.
+
+  Args:
+    layout: of the checkpoint.
+    generator: of the checkpoint.
+    items: the answers.
+    said: prompt -> what the model answers.
+
+  Returns:
+    (prompt, text) -> (tokens, mean log-probability); each is read once.
+  """
+  ids = {}
+  for item in items:
+    prompt = tuple(item.prompt)
+    for text in (item.answer.strip(), *said[prompt]):
+      ids[prompt, text] = layout.answer(item.question, text)
+  scores = generator.score([[*key[0], *new] for key, new in ids.items()])
+  return {
+    key: (len(new), float(score[len(key[0]) - 1 :].mean()) if new else 0.0)
+    for (key, new), score in zip(ids.items(), scores, strict=True)
+  }
 
 
 def support(question: str, answer: str, own: Sequence[str]) -> float:
