@@ -118,7 +118,8 @@ def rows(
 ) -> list[np.ndarray]:
   """Returns rows of exactly `length` ids, from one document where it is long.
 
-  Shorter documents are joined, in order, until they fill a row.
+  Shorter documents are joined, in order, until they fill a row. A document
+  gives one row, and more only if there are not enough documents.
 
   Args:
     documents: texts in order.
@@ -129,7 +130,7 @@ def rows(
   Raises:
     ValueError: if the documents are not enough.
   """
-  found, pending, seen = [], [], 0
+  found, rests, pending, seen = [], [], [], 0
   between = words.encode(_BETWEEN)
   for text in documents:
     ids = words.encode(text.strip())
@@ -138,9 +139,15 @@ def rows(
       ids = pending = [*pending, *(between if pending else []), *ids]
     if len(ids) >= length:
       found.append(np.asarray(ids[:length], np.int32))
+      rests.append(ids[length:])
       pending = [] if ids is pending else pending
     if len(found) == count:
       return found
+  for rest in rests:
+    for start in range(0, len(rest) - length + 1, length):
+      found.append(np.asarray(rest[start : start + length], np.int32))
+      if len(found) == count:
+        return found
   raise ValueError(
     f'the documents have {seen:,} tokens together, which make {len(found)} '
     f'rows of {length:,}, and {count} are needed; name more files with '

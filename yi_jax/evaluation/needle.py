@@ -30,6 +30,7 @@ from yi_jax.evaluation import subject as subjects
 from yi_jax.serving import reading
 
 _STEPS = 8  # lengths, if none are named
+_SHORTEST = 256  # of those: a question takes about a hundred tokens
 _TOLD = 5  # seconds between two lines of progress
 
 
@@ -167,7 +168,8 @@ def check(subject: subjects.Subject, wanted: GridOptions) -> list[int]:
   most = subject.config.max_position_embeddings
   lengths = sorted(set(wanted.lengths))
   if not lengths:
-    lengths = [most * step // _STEPS for step in range(1, _STEPS + 1)]
+    steps = [most * step // _STEPS for step in range(1, _STEPS + 1)]
+    lengths = [length for length in steps if length >= _SHORTEST] or [most]
   if lengths[0] < 1:
     raise ValueError(f'--lengths are at least 1, not {lengths[0]}')
   subject.check_length(lengths[-1])
