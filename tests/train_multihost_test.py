@@ -28,6 +28,10 @@ def config_file(tiny_run):
     'c.checkpoint.every = 10',
     'c.checkpoint.keep = 9',
     'c.mesh.data = 2',
+    # After step 16 a batch is twice as large, whoever computes it.
+    'c.data.batch_growth.window = 8',
+    'c.data.batch_growth.least_gain = 0.9',
+    'c.data.batch_growth.most_tokens = 256',
   )
 
 
@@ -195,5 +199,6 @@ def test_a_process_is_killed_and_the_run_goes_on_with_one_and_two_again(
   for line, other in zip(got, want, strict=True):
     assert line['loss'] == pytest.approx(other['loss'], abs=1e-5)
   assert _rows(workdir) == _rows(tmp_path / 'undisturbed')
+  assert [line['batch_tokens'] for line in got] == [128] * 16 + [256] * 24
   report = json.loads((workdir / 'report.json').read_text())
   assert report['goodput']['starts'] >= 3
