@@ -126,6 +126,21 @@ def test_ids_are_those_of_transformers_with_the_jinja_text(
     ], template.name
 
 
+@pytest.mark.parametrize('name', list(chatml.TEMPLATES))
+def test_a_document_of_ids_stands_in_a_question(words, name):
+  template = chatml.get(name)
+  before, after = 'Read this. <|im_end|>\n', '\nWho was it?'
+  document = words.encode('The king was.')
+  head, tail = chatml.surround(template, before, after, words)
+  messages = [{'role': 'user', 'content': f'{before}The king was.{after}'}]
+  shown = words.decode([*head, *document, *tail])
+  assert shown == chatml.render_text(template, messages, generate=True)
+  marks = set(words.special_ids.values())
+  whole = chatml.render(template, messages, words, generate=True).ids
+  found = [i for i in (*head, *document, *tail) if i in marks]
+  assert found == [i for i in whole if i in marks]
+
+
 @pytest.mark.parametrize('name', chatml.TEMPLATES)
 @pytest.mark.parametrize('role', chatml.ROLES)
 def test_no_message_can_end_a_turn(words, name, role):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from yi_jax.data import tokenizer as tokenizers
 from yi_jax.evaluation import documents, needles
 from yi_jax.evaluation import subject as subjects
 
@@ -67,7 +68,9 @@ class Cell:
     parts += [self.stream.ids[done : self.document], self.tail]
     return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
-  def answers(self, words: object) -> tuple[list[list[int]], list[list[int]]]:
+  def answers(
+    self, words: tokenizers.Tokenizer
+  ) -> tuple[list[list[int]], list[list[int]]]:
     """Returns the ids of the right values, and of the wrong ones."""
     gap = needles.WORDINGS[self.needle.language].gap
     return tuple(

@@ -12,7 +12,8 @@ as an argument, so that kernels and meshes can change without touching it:
   splash     the Pallas kernel of JAX for TPU          (models/kernels.py)
   cudnn      flash attention of cuDNN through jax.nn   (models/kernels.py)
 
-`cached`, beside them, is for the steps of decoding: few queries, a long cache.
+`cached`, beside them, is for the steps of decoding: few queries, a long cache;
+`chunked` (models/chunked.py) for many queries and a very long one.
 """
 
 import dataclasses
