@@ -97,6 +97,16 @@ def test_splash_equals_reference_in_interpret_mode(window):
   _assert_equal(attend, mask, 200, 4, 2, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  ('length', 'want'),
+  [(200, 256), (4096, 4096), (4100, 4608), (200_000, 200_192)],
+)
+def test_rows_are_padded_to_whole_tiles_large_ones_where_they_are_long(
+  length, want
+):
+  assert kernels.padded(length) == want
+
+
 @pytest.mark.parametrize('window', [None, 40])
 def test_the_call_into_jax_nn_equals_reference(window):
   # cuDNN itself needs a GPU; masks, windows and scale are tested through the

@@ -17,6 +17,22 @@ def test_each_device_has_an_early_and_a_late_chunk():
   assert ring.zigzag(5, 1).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+  ('length', 'devices', 'want'),
+  [
+    (200_000, 1, 200_000),
+    (200_000, 8, 204_800),
+    (30, 4, 32),
+    (5000, 4, 5000),
+    (16_384, 4, 16_384),
+  ],
+)
+def test_rows_are_padded_to_chunks_and_long_chunks_to_blocks(
+  length, devices, want
+):
+  assert ring.padded(length, devices) == want
+
+
 def test_each_device_has_the_same_work_in_every_round():
   order = ring.zigzag(64, 4).reshape(4, 16)
   work = np.array(

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from yi_jax.models import attention
 
-_LANES = 128  # splash works on tiles of this many tokens
+_LANES = 128  # splash works on tiles of a multiple of so many tokens
+_TILE = 512  # the largest; larger ones reread keys and values less
 
 
 def _refuse(name: str, mask: attention.Mask) -> None:
@@ -35,7 +36,7 @@ def splash(
 ) -> jax.Array:
   """Attends with the Pallas splash kernel on TPU.
 
-  Rows are padded to a multiple of 128 and cut again.
+  Rows are padded to whole tiles and cut again, see `padded`.
 
   Args:
     q_BTNH: rotated queries, not yet scaled.
@@ -55,7 +56,7 @@ def splash(
   B, T, N, H = q_BTNH.shape
   if k_BSKH.shape[1] != T:
     raise ValueError('splash attends over rows as long as the queries')
-  more = -T % _LANES
+  more = padded(T) - T
   pad = functools.partial(
     jnp.pad, pad_width=((0, 0), (0, more), (0, 0), (0, 0))
   )
@@ -71,6 +72,19 @@ def splash(
   ids = kernel.SegmentIds(q=segments, kv=segments)
   out = jax.vmap(attend)(q, k, v, ids)
   return out.transpose(0, 2, 1, 3)[:, :T].astype(q_BTNH.dtype)
+
+
+def padded(length: int) -> int:
+  """Returns the length of rows that are whole tiles of splash.
+
+  Short rows become a multiple of the smallest tile. In long ones that would
+  leave small tiles, so these become a multiple of the largest: 200,000 tokens
+  are no multiple of either, and become 200,192.
+
+  Args:
+    length: tokens a row.
+  """
+  return length + -length % (_LANES if length <= 8 * _TILE else _TILE)
 
 
 def _splash_kernel(
@@ -89,8 +103,7 @@ def _splash_kernel(
     one = masks.CausalMask(shape)
   else:
     one = masks.LocalMask(shape, window_size=(window - 1, 0), offset=0)
-  # The largest tile that divides the length; larger tiles reread K/V less.
-  block = next(b for b in (512, 256, _LANES) if length % b == 0)
+  block = next(b for b in (_TILE, 256, _LANES) if length % b == 0)
   sizes = kernel.BlockSizes(
     block_q=block,
     block_kv=block,

@@ -29,6 +29,8 @@ import numpy as np
 from yi_jax.models import attention
 
 _BLOCK = 512
+# From so many blocks on padding the last one costs little.
+_MANY = 16
 # Blocks are multiples of this, for the registers of a TPU.
 _LANES = 8
 
@@ -54,8 +56,23 @@ def zigzag(length: int, devices: int) -> np.ndarray:
 
 
 def padded(length: int, devices: int) -> int:
-  """Returns the length of rows that can be cut over so many devices."""
-  return length if devices == 1 else length + -length % (2 * devices)
+  """Returns the length of rows that can be cut over so many devices.
+
+  Example: padded(30, 4) is 32; padded(200_000, 8) is 204,800, whose 16 chunks
+  are 25 whole blocks each.
+
+  Chunks of many blocks become whole blocks: cut evenly, those of 200,000 tokens
+  would be of 504, which the units of a TPU work on as if they were of 512.
+
+  Args:
+    length: tokens a row.
+    devices: C.
+  """
+  if devices == 1:
+    return length
+  chunks = 2 * devices
+  whole = _BLOCK if length >= chunks * _MANY * _BLOCK else 1
+  return length + -length % (chunks * whole)
 
 
 def attend(
