@@ -150,7 +150,11 @@ def _write_shard(
       )
   padding = ''
   if is_chat and (made := writers['train'].rows * job.length):
-    padding = f', {1 - packers["train"].used / made:.1%} of them padding'
+    used, packed = packers['train'].used, packers['train'].packed
+    padding = (
+      f' with {1 - used / made:.1%} padding '
+      f'({1 - used / (packed * job.length):.1%} with one conversation a row)'
+    )
   report.end(
     f', {writers["train"].rows:,} rows{padding} and '
     f'{writers["heldout"].rows:,} held out' + progress.skipped(skipped)

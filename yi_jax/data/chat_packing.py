@@ -50,16 +50,22 @@ def encode(
     length: L, the most ids.
     skipped: counts 'shortened' and 'longer than a row'.
   """
-  turns = len(messages)
-  while len(messages) > 1:
-    rendered = chatml.render(template, messages, words)
+  rendered = chatml.render(template, messages, words)
+  if len(rendered.ids) <= length:
+    return Encoded(messages, rendered)
+  # The most exchanges that fit: those before `fits` do, from `long` on none.
+  first = len(messages) % 2  # a system message or none
+  fits, long, best = 0, (len(messages) - first) // 2, None
+  while long - fits > 1:
+    middle = (fits + long) // 2
+    part = messages[: first + 2 * middle]
+    rendered = chatml.render(template, part, words)
     if len(rendered.ids) <= length:
-      if len(messages) < turns:
-        skipped['shortened'] += 1
-      return Encoded(messages, rendered)
-    messages = messages[:-2]
-  skipped['longer than a row'] += 1
-  return None
+      fits, best = middle, Encoded(part, rendered)
+    else:
+      long = middle
+  skipped['shortened' if best else 'longer than a row'] += 1
+  return best
 
 
 class Packer:
@@ -70,6 +76,7 @@ class Packer:
 
   Attributes:
     used: tokens in the rows so far, without padding.
+    packed: conversations in them.
   """
 
   def __init__(self, length: int) -> None:
@@ -77,7 +84,7 @@ class Packer:
     self._length = length
     self._waiting: list[chatml.Rendered] = []
     self._size = 0
-    self.used = 0
+    self.used = self.packed = 0
 
   def add(self, rendered: chatml.Rendered) -> Iterator[dict[str, np.ndarray]]:
     """Yields rows, many at a time or none, when a conversation is added."""
@@ -90,6 +97,7 @@ class Packer:
     """Yields the rows of the conversations that wait."""
     waiting, self._waiting = self._waiting, []
     self.used, self._size = self.used + self._size, 0
+    self.packed += len(waiting)
     sizes = [len(rendered.ids) for rendered in waiting]
     for group in best_fit(sizes, self._length):
       yield _row([waiting[i] for i in group], self._length)
