@@ -63,6 +63,25 @@ def base(model, words):
   return subject.Subject('tiny', *model, words, (2,), None, {'model': 'tiny'})
 
 
+@pytest.fixture(scope='session')
+def compiled(base):
+  return base.reader(base.config.max_position_embeddings)
+
+
+@pytest.fixture
+def reader(compiled):
+  """A reader with nothing in its cache; programs are compiled once."""
+  compiled.read([])
+  return compiled
+
+
+@pytest.fixture
+def one_reader(base, reader, monkeypatch):
+  """Gives every run that reader."""
+  monkeypatch.setattr(type(base), 'reader', lambda subject, length: reader)
+  return reader
+
+
 @pytest.fixture
 def files(texts, tmp_path):
   """Language -> a file with its text."""

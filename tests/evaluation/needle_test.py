@@ -130,7 +130,7 @@ def test_a_killed_grid_goes_on_where_it_was(
     needle.run(base, other, tmp_path / 'cut')
 
 
-def test_a_grid_scores_as_rows_read_in_full(base, files, tmp_path):
+def test_a_grid_scores_as_rows_read_in_full(base, files, one_reader, tmp_path):
   options = needle.Options(
     documents=(files['en'],),
     **{**_GRID, 'needles': 1, 'depths': (0.0, 50.0, 100.0)},
@@ -142,10 +142,9 @@ def test_a_grid_scores_as_rows_read_in_full(base, files, tmp_path):
   planned = needle.plan(
     base, options, lengths, lambda language: needles.facts(language, 1, 0)
   )
-  alone = base.reader(lengths[-1])
   for cell, result in zip(planned['en'], found['cells'], strict=True):
-    alone.read([])  # nothing is left of the row before
-    wanted = needle.score(cell, alone, base)
+    one_reader.read([])  # nothing is left of the row before
+    wanted = needle.score(cell, one_reader, base)
     assert wanted['read'] == len(cell.row()) - 1
     np.testing.assert_allclose(
       result['logprobs'], wanted['logprobs'], atol=2e-3

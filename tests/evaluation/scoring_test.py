@@ -40,11 +40,6 @@ def test_the_likeliest_value_is_the_one_preferred():
   assert scoring.judged([-5000.0], [-1.0])[1] < 1e-99
 
 
-@pytest.fixture(scope='module')
-def reader(model, words):
-  return reading.Reader(*model, max_length=128, vocabulary_size=words.size)
-
-
 def test_an_answer_is_what_the_likeliest_tokens_say(reader, words):
   row = words.encode('The king horse crown storm.')
   *held, last = row
