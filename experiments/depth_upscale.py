@@ -19,7 +19,7 @@ On a laptop SmolLM2-135M-Instruct grows from 30 to 40 layers: those that turn
 their input least (docs/depth_upscale.md) stand there twice.
 
   python -m yi_jax.data.raw --group=model,tuning
-  python -m yi_jax.convert --target=checkpoints/smollm2_40 --layers=0:19,9:30 \\
+  python -m yi_jax.convert --target=runs/smollm2_40 --layers=0:19,9:30 \\
       --source=data/raw/SmolLM2-135M-Instruct.Q4_1.gguf
   python -m yi_jax.prepare --config=experiments/depth_upscale.py:smollm2
   python -m yi_jax.train --config=experiments/depth_upscale.py:smollm2
@@ -107,11 +107,12 @@ def _smollm2(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.model.overrides.update({k: v for k, v in known.items() if v is not None})
   c.model.overrides.num_hidden_layers = 40
   c.model.overrides.remat = 'full'
-  c.init_from = 'checkpoints/smollm2_40'
-  c.data.vocabulary = 'checkpoints/smollm2_40'
+  c.init_from = 'runs/smollm2_40'
+  c.data.vocabulary = 'runs/smollm2_40'
   c.data.vocabulary_size = tuned.data.vocabulary_size
 
-  # Ours, all below.
+  # Ours, all below; a small model moves faster.
+  c.optimizer.learning_rate = 1e-4
   rates = {'en_web_c4sample': 0.4, 'en_encyclopedia_wikisample': 0.4}
   first = {**rates, 'code_code_python': 0.2, 'zh_other_mathematics': 0.0}
   c.data.rates = ml_collections.ConfigDict(first)
@@ -119,15 +120,15 @@ def _smollm2(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   second |= {'code_code_python': 0.4, 'zh_other_mathematics': 0.12}
   c.data.length = 512
   c.data.batch_tokens = 4 * 512
-  c.data.stages = ((60 * c.data.batch_tokens, second),)
+  c.data.stages = ((30 * c.data.batch_tokens, second),)
   c.data.heldout_bytes = 50_000
-  c.data.batch_growth.window = 15
+  c.data.batch_growth.window = 10
   c.data.batch_growth.least_gain = 0.01
   c.data.batch_growth.most_tokens = 4 * c.data.batch_tokens
-  c.train.tokens = 120 * c.data.batch_tokens
-  c.train.steps = 120
+  c.train.tokens = 60 * c.data.batch_tokens
+  c.train.steps = 60
   c.train.log_every = 1
-  c.train.eval_every = 20
-  c.train.eval_rows = 16
-  c.checkpoint.every = 60
+  c.train.eval_every = 10
+  c.train.eval_rows = 8
+  c.checkpoint.every = 30
   return c
