@@ -127,7 +127,8 @@ def defaults() -> dict[str, Any]:
       'log_every': 10,
       # Steps between two evaluations of held-out text; 0: only at the end.
       'eval_every': 0,
-      # Held-out rows read a language; 0: all.
+      # Held-out rows of data.length read a language, or as many tokens in rows
+      # of another length; 0: all.
       'eval_rows': 0,
       # First position of each bucket whose held-out loss is told apart, from
       # 0 on; () is 0, 1024, 2048, 4096 ... for rows of more than 4,096 tokens.
