@@ -22,6 +22,7 @@ from yi_jax.models import attention
 
 # More blocks than this make large programs: loop instead of unrolling.
 _MOST_UNROLLED = 16
+_LONG = 4096  # tokens; beyond, larger blocks waste little and cost less
 
 
 def blockwise(
@@ -38,7 +39,8 @@ def blockwise(
     k_BSKH: rotated keys; K divides N.
     v_BSKH: values.
     mask: what each query sees.
-    block: queries a block; None takes 64 for short rows and 256 beyond.
+    block: queries a block; None takes 64 for short rows, 256 beyond, and 512
+      for long ones.
 
   Returns:
     [B, T, N, H] in q's type.
@@ -46,7 +48,7 @@ def blockwise(
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   if block is None:
-    block = 64 if T <= 64 * _MOST_UNROLLED else 256
+    block = 64 if T <= 64 * _MOST_UNROLLED else 256 if T <= _LONG else 512
   if mask.q_positions is not None and T == 1:
     return attention.reference(q_BTNH, k_BSKH, v_BSKH, mask)
   # Heads first: each product is then one [G·Q, H] x [H, C] a batch and head.
