@@ -13,7 +13,7 @@ truth on a small model, and is no bound for a larger one.
   python -m yi_jax.data.raw --group=model,tuning
   python experiments/benchmarks/knowledge.py
 
-About 5 minutes on two CPU cores.
+A run that was stopped goes on where it was.
 """
 
 import argparse
