@@ -44,7 +44,7 @@ def main() -> None:
       logits = model(text, past_key_values=cache).logits[0, :-1]
       chosen = torch.log_softmax(logits, -1).gather(1, text[0, 1:, None])
       logprobs.append(float(chosen.sum()))
-      cache.crop(len(row))
+      cache.crop(-text.shape[1])
     ids, pending = [], last
     while len(ids) < cell['room']:
       logits = model(torch.tensor([[pending]]), past_key_values=cache).logits
