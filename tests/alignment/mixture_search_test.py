@@ -40,6 +40,7 @@ def get_config():
   c.data.rates = ml_collections.ConfigDict({rates})
   c.optimizer.warmup_steps = 0
   c.train.steps = 30
+  c.sample.prompts = ('Who?',)
   return c
 """
 
@@ -454,6 +455,8 @@ def test_the_command_searches_and_shows_its_runs(
   run = app.override(app.load_config(spec), changes)
   assert (run.train.steps, run.optimizer.learning_rate) == (1, 0)
   assert run_config.resolve(run)
+  # Samples would take longer than the steps.
+  assert (run.sample.prompts, run.sample.heldout) == ((), 0)
 
   assert _main(monkeypatch, *common) == 1  # one has diverged
   said = capsys.readouterr()

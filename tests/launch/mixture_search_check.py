@@ -23,12 +23,13 @@ _FLAGS = (
   '--config=experiments/sft.py:tiny',
   '--config.data.rates.zh_math_chalkbase=0.5',
   '--config.data.rates.en_knowledge_chatterbot=0.5',
+  '--config.data.batch_tokens=1024',
   '--config.train.steps=30',
+  '--config.train.eval_rows=16',
   '--config.checkpoint.every=10',
-  '--config.sample.prompts=()',
 )
 _SEARCH = (
-  '--samples=4,32,256',
+  '--samples=8,128',
   '--share=1,1/4',
   '--grid=optimizer.learning_rate=1e-3,3e-3',
 )

@@ -13,6 +13,9 @@ from yi_jax.alignment import mixture_search, mixture_search_space
 from yi_jax.sweeping import folder as sweep_folder
 from yi_jax.sweeping import growing, places, results
 
+# Samples at the end of a run take longer than its steps, and nobody reads them.
+_QUIET = {'sample.prompts': '()', 'sample.heldout': '0'}
+
 _Place = Callable[[sweep_folder.Folder, int | None], places.Place]
 
 
@@ -37,12 +40,15 @@ class Sweeps:
       workdir: absolute path or URL.
       config: `FILE.py[:arg]`.
       assignments: `key=value` for all runs. Every run has rates of its own
-        instead of those among them, and the untuned one its length.
+        instead of those among them, and the untuned one its length; no run
+        makes samples unless these say so.
       place: see `growing.Growing`.
       at_once: see `growing.Growing`.
     """
     self.failed: dict[str, str] = {}
     shared = [a for a in assignments if not a.startswith('data.rates.')]
+    given = {assignment.partition('=')[0] for assignment in shared}
+    shared += [f'{k}={v}' for k, v in _QUIET.items() if k not in given]
     untuned = [
       assignment
       for assignment in shared
