@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pathlib
+import shlex
 import sys
 
 import ml_collections
@@ -451,7 +452,7 @@ def test_the_command_searches_and_shows_its_runs(
   lines = capsys.readouterr().out.strip().split('\n')
   assert len(lines) == len(set(lines)) == 1 + 6 + 2 + 3
   assert all(line.startswith('python -m yi_jax.train ') for line in lines)
-  spec, changes, _ = app.split(lines[0].split()[3:])
+  spec, changes, _ = app.split(shlex.split(lines[0])[3:])
   run = app.override(app.load_config(spec), changes)
   assert (run.train.steps, run.optimizer.learning_rate) == (1, 0)
   assert run_config.resolve(run)
