@@ -121,6 +121,17 @@ def test_mixtures_are_registered_with_their_rates(root):
     assert {t.name: mixture.get_rate(t) for t in mixture.tasks} == rates
 
 
+def test_a_mixture_that_a_search_found_is_one_of_seqio_s_too(root, tmp_path):
+  rates = {'zh_math_chalkbase': 0.75, 'en_knowledge_chatterbot': 0.25}
+  path = tmp_path / 'mixture.json'
+  path.write_text(json.dumps({'rates': rates}))
+  tasks.register(root, found={'fused': str(path)})
+  mixture = seqio.MixtureRegistry.get('fused')
+  assert {t.name: mixture.get_rate(t) for t in mixture.tasks} == rates
+  tasks.register(root)
+  assert 'fused' not in seqio.MixtureRegistry.names()
+
+
 def test_the_data_set_reads_as_tfds_data_source_and_in_order(root):
   tfds_builder.build('en_plays', root / 'raw', root / 'tfds')
   table = tfds.data_source(

@@ -17,7 +17,7 @@ handed to it as a whole, which is meant for small sources; `prepare` streams.
 import collections
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import seqio
@@ -138,6 +138,7 @@ def register(
   root: pathlib.Path | str = 'data',
   vocabulary_name: str = 'quickstart',
   template: str = 'chatml',
+  found: Mapping[str, str] | None = None,
 ) -> None:
   """Puts every task and mixture into seqio's registry, again if need be.
 
@@ -147,6 +148,8 @@ def register(
     root: data root; a relative one starts at the repository.
     vocabulary_name: folder below ROOT/vocabularies, read when it is needed.
     template: format of conversations, see `chatml`.
+    found: name -> file of further mixtures, as launch/mixture_search.py writes
+      them. Only their rates: seqio knows no limit of examples.
   """
   root = pathlib.Path(paths.in_repository(str(root)))
   model = root / 'vocabularies' / vocabulary_name / vocabulary.MODEL_FILE
@@ -181,7 +184,8 @@ def register(
       output_features=features,
     )
     _registered.add(task.name)
-  for name, rates in mixtures.MIXTURES.items():
+  files_found = {n: mixtures.rates(path) for n, path in (found or {}).items()}
+  for name, rates in {**mixtures.MIXTURES, **files_found}.items():
     seqio.MixtureRegistry.add(name, list(rates.items()))
     _registered.add(name)
 
