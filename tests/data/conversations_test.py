@@ -128,7 +128,32 @@ def test_records_of_an_array_are_told_with_their_line(tmp_path):
     list(conversations.read(str(path)))
 
 
-@pytest.mark.parametrize('content', [b'', b' \n'])
+@pytest.mark.parametrize('layout', ['{0}\n{0}', '[{0},\n{0}]'])
+def test_the_mark_of_an_editor_is_no_part_of_a_file(layout, tmp_path):
+  path = tmp_path / 'chats.json'
+  path.write_text(layout.format(_row('ua', 'ab')), 'utf-8-sig')
+  assert len(list(conversations.read(str(path)))) == 2
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('a.jsonl', '{}'.encode('utf-16'), 'a.jsonl is UTF-16'),
+    ('a.json', b'[]\n[]', 'line 1: more follows after the array'),
+    ('a.json', b'[' * 100_000, 'line 1 is not JSON'),
+    ('a.jsonl', b'{"a":' * 100_000, 'line 1: no JSON'),
+    # A member whose first block is none.
+    ('a.gz', gzip.compress(b'')[:10] + b'\xff' * 9, 'a.gz is truncated'),
+  ],
+)
+def test_files_that_are_none_are_named(name, content, message, tmp_path):
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    list(conversations.read(str(path)))
+
+
+@pytest.mark.parametrize('content', [b'', b' \n', b'\xef\xbb\xbf'])
 def test_an_empty_file_is_named(content, tmp_path):
   path = tmp_path / 'chats.jsonl'
   path.write_bytes(content)

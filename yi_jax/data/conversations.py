@@ -13,11 +13,13 @@ What is no conversation is told with file and line. Between the stages of
 that surveys, data sets and the choice of what is held out see documents.
 """
 
+import codecs
 import collections
 import gzip
 import hashlib
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,8 +99,12 @@ def records(path: pathlib.Path) -> Iterator[Record]:
   try:
     with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
       content = file.read()
-  except (EOFError, gzip.BadGzipFile) as error:
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise ValueError(f'{path} is truncated or no gzip file: {error}') from error
+  if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    raise ValueError(f'{path} is UTF-16: save it as UTF-8')
+  # With the mark some editors begin UTF-8 with, line 1 would be no JSON.
+  content = content.removeprefix(codecs.BOM_UTF8)
   if not content.strip():
     raise ValueError(f'{path} is empty')
   if content.lstrip()[:1] == b'[':
@@ -113,7 +119,7 @@ def records(path: pathlib.Path) -> Iterator[Record]:
         continue
       try:
         row = json.loads(text)
-      except ValueError as error:
+      except (ValueError, RecursionError) as error:
         yield Record(place, (), f'no JSON: {error}')
         continue
       yield _record(place, row)
@@ -128,13 +134,15 @@ def _array(path: pathlib.Path, content: bytes) -> Iterator[Record]:
   while True:
     while at < len(text) and text[at] in ' \t\r\n,':
       at += 1
-    if at < len(text) and text[at] == ']':
-      return
     line += text.count('\n', counted, at)
     counted = at
+    if at < len(text) and text[at] == ']':
+      if text[at + 1 :].strip():
+        raise ValueError(f'{path}, line {line}: more follows after the array')
+      return
     try:
       row, at = decoder.raw_decode(text, at)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise ValueError(f'{path}, line {line} is not JSON: {error}') from error
     yield _record(f'{path.name}, line {line}', row)
 
