@@ -86,6 +86,7 @@ def test_own_files_become_a_task():
     ('quickstart', {'en_books_play': 1}, "did you mean 'en_books_plays'"),
     ('quickstart', {'en_books_plays': -1}, 'en_books_plays is negative'),
     ('quickstart', {'en_books_plays': 0}, 'all rates are 0'),
+    ('quickstart', {'en_books_plays': float('nan')}, 'plays is not finite'),
   ],
 )
 def test_bad_rates_are_refused_by_name(mixture, rates, message):
@@ -113,6 +114,21 @@ def test_a_mixture_may_be_a_file(tmp_path):
     mixtures.rates(_file(tmp_path, samples={}))
   with pytest.raises(FileNotFoundError, match='mixture_search.py writes'):
     mixtures.rates(str(tmp_path / 'lost.json'))
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ('{"rates": {"zh_ma', 'fused.json is no mixture, or cut off'),
+    ('{"rates": ["zh_math_chalkbase"]}', '"rates" is no object'),
+    ('{"rates": {}, "samples": 4}', '"samples" is no object'),
+  ],
+)
+def test_a_file_that_is_no_mixture_is_named(content, message, tmp_path):
+  path = tmp_path / 'fused.json'
+  path.write_text(content)
+  with pytest.raises(ValueError, match=message):
+    mixtures.read(str(path))
 
 
 @pytest.mark.parametrize(

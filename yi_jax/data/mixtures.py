@@ -11,6 +11,7 @@ are full. Rates need not sum to one.
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Mapping
 
@@ -336,10 +337,17 @@ def read(mixture: str) -> dict[str, dict[str, float]]:
     raise FileNotFoundError(
       f'no mixture in {path}; launch/mixture_search.py writes one'
     )
-  content = json.loads(path.read_text())
+  try:
+    content = json.loads(path.read_bytes())
+  except ValueError as error:  # UnicodeDecodeError is one
+    raise ValueError(f'{path} is no mixture, or cut off: {error}') from error
   if not isinstance(content, dict) or 'rates' not in content:
     raise ValueError(f'{path} is no mixture: it has no "rates"')
-  return {'rates': content['rates'], 'samples': content.get('samples', {})}
+  found = {'rates': content['rates'], 'samples': content.get('samples', {})}
+  for key, value in found.items():
+    if not isinstance(value, dict):
+      raise ValueError(f'{path} is no mixture: its "{key}" is no object')
+  return found
 
 
 def samples(
@@ -398,6 +406,8 @@ def rates(
       raise ValueError(f'the rate of {name} is no number: {rate!r}')
     if rate < 0:
       raise ValueError(f'the rate of {name} is negative: {rate}')
+    if not math.isfinite(rate):
+      raise ValueError(f'the rate of {name} is not finite: {rate}')
   if not any(found.values()):
     raise ValueError('all rates are 0: there is nothing to read')
   return found
