@@ -77,5 +77,26 @@ def test_the_share_of_answers_with_an_end_is_told_by_ability():
     assert found == {'en_math': share, 'zh_code': share}
 
 
+class _EndsAfterOne:
+  """Ends its answers to prompts that begin with id 1, and no others."""
+
+  def __init__(self, *unused, **unused_too):
+    pass
+
+  def generate(self, prompts, tokens, **unused):
+    return [[0] * (1 if ids[0] == 1 else tokens) for ids in prompts]
+
+
+def test_tasks_of_one_ability_count_together(monkeypatch):
+  monkeypatch.setattr(turns.generation, 'Generator', _EndsAfterOne)
+  # Of text, of two tasks of one ability, and of a task without held-out rows.
+  heldout = types.SimpleNamespace(
+    readers={'en_web': _ROWS, 'en_math_x': _ROWS, 'en_math_y': _ROWS[1:]},
+    abilities={'en_math_x': 'a', 'en_math_y': 'a', 'zh_code_z': 'b'},
+  )
+  found = turns.ended(_CONFIG, _MODEL, {}, _WORDS, heldout)
+  assert found == {'a': 1 / 4}
+
+
 def test_text_has_no_turns():
   assert turns.ended(_CONFIG, _MODEL, {}, _WORDS, _heldout()) == {}

@@ -62,10 +62,11 @@ def ended(
     conversations.
   """
   end = words.special_ids.get(chatml.get(config.data.chat.template).end)
-  asked = {
-    ability: prompts(heldout.readers[task], config.sample.heldout)
-    for task, ability in sorted(heldout.abilities.items())
-  }
+  asked: dict[str, list[list[int]]] = {}
+  for task, reader in sorted(heldout.readers.items()):
+    found = prompts(reader, config.sample.heldout)
+    if found and task in heldout.abilities:
+      asked.setdefault(heldout.abilities[task], []).extend(found)
   rows = [ids for group in asked.values() for ids in group]
   if not rows or end is None:
     return {}
@@ -75,7 +76,7 @@ def ended(
     max_length=max(map(len, rows)) + config.sample.tokens,
     vocabulary_size=words.size,
   )
-  found = {}
+  shares = {}
   for ability, group in asked.items():
     sizes = []
     for first in range(0, len(group), _BATCH):
@@ -88,5 +89,5 @@ def ended(
         stop_ids=[end],
       )
       sizes.extend(map(len, made))
-    found[ability] = sum(s < config.sample.tokens for s in sizes) / len(sizes)
-  return found
+    shares[ability] = sum(s < config.sample.tokens for s in sizes) / len(sizes)
+  return shares
