@@ -280,7 +280,8 @@ def test_several_people_review_at_once(book):
 _ODD = (
   {'role': 'system', 'content': '=SUM(A1)'},
   {'role': 'user', 'content': 'a, "b"; 你好\r\n[user]\n\\[assistant]\n\n'},
-  {'role': 'assistant', 'content': '  x\n[system] \n'},
+  # A wide space: that line is no header and needs no backslash.
+  {'role': 'assistant', 'content': '  x\n[system] \n[user]\u3000\ny\n'},
 )
 
 

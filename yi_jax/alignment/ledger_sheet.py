@@ -133,7 +133,7 @@ def from_text(text: str) -> conversations.Messages:
   """
   messages: list[dict[str, Any]] = []
   for line in _lines(text).split('\n'):
-    if header := _HEADER.fullmatch(line.rstrip()):
+    if header := _HEADER.fullmatch(line.rstrip(' \t')):
       messages.append({'role': header[1], 'content': []})
     elif messages:
       if _ESCAPED.fullmatch(line):
