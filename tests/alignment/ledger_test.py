@@ -187,6 +187,12 @@ def test_release_refuses_what_nobody_has_seen(book, tmp_path):
     book.release(path, iteration=2)
   with pytest.raises(ValueError, match='the ledger itself'):
     book.release(book.path, leave_out_unreviewed=True)
+  sheet = tmp_path / 'rows.csv'
+  sheet.write_text('verdicts')
+  with pytest.raises(FileExistsError, match='rows.csv is there and is no rel'):
+    book.release(sheet, leave_out_unreviewed=True)
+  assert sheet.read_text() == 'verdicts'
+  assert book.release(path, leave_out_unreviewed=True)['rows'] == 2
 
 
 def test_what_was_rejected_does_not_come_back(book):

@@ -225,9 +225,16 @@ class Ledger:
 
     Raises:
       ValueError: if rows wait and are not left out, or none is accepted.
+      FileExistsError: if the file is there and no release.
     """
+    about = path.with_name(f'{path.name}.manifest.json')
     if path.resolve() == self.path.resolve():
       raise ValueError(f'{path} is the ledger itself; release to another file')
+    if path.exists() and not about.exists():
+      raise FileExistsError(
+        f'{path} is there and is no release, maybe a sheet with verdicts; give '
+        'another name'
+      )
     with self._journal.locked():
       self._journal.refresh_locked()
       state = ledger_state.State(self._journal.rows)
@@ -267,9 +274,10 @@ class Ledger:
         ],
         'generated': sum('generator' in row.provenance for row in rows),
       }
-      atomic.write(path, content)
       text = json.dumps(manifest, indent=2, ensure_ascii=False) + '\n'
-      atomic.write(path.with_name(f'{path.name}.manifest.json'), text.encode())
+      # First: a kill behind it leaves no file without one.
+      atomic.write(about, text.encode())
+      atomic.write(path, content)
     return manifest
 
   def _date(self) -> str:
