@@ -22,6 +22,8 @@ _SETTINGS = pairs.defaults()['duplicates']
     ('It is 8,848 m.', 'About 8848 metres.', ''),
     ('It is 8,848 m.', 'About 9200 metres.', '8848 against 9200'),
     ('Nobody knows.', 'It is 3.', ''),
+    # More digits than Python makes a number of.
+    (f'答案：{"1" * 5_000}', f'答案：{"1" * 5_000}。', ''),
   ],
 )
 def test_answers_differ_in_substance(one, other, says):

@@ -282,5 +282,5 @@ def _value(number: str) -> fractions.Fraction | str:
   """Returns the value of a number, so that 1/2 is 0.5."""
   try:
     return fractions.Fraction(number)
-  except ZeroDivisionError:
+  except (ZeroDivisionError, ValueError):  # 1/0; thousands of digits
     return number

@@ -29,7 +29,9 @@ _OPEN_END = re.compile(
 _NAMED = re.compile(
   r'\s*\**(?:答案?|answer|result|结果)\**\s*[:：]', re.IGNORECASE
 )
-_ADDRESS = re.compile(r'(?:https?://|www\.)\S+|\S+@\S+\.\w+')
+# That of a mail begins with its word: elsewhere a long text without a space
+# would be looked through from each character on.
+_ADDRESS = re.compile(r'(?:https?://|www\.)\S+|(?<!\S)\S+@\S+\.\w+')
 
 
 def defaults() -> dict[str, Any]:

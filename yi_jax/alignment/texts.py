@@ -9,7 +9,7 @@ import numpy as np
 
 from yi_jax.curation import shingles
 
-FENCE = re.compile(r'^\s*(?:```|~~~)', re.MULTILINE)
+FENCE = re.compile(r'^[^\S\n]*(?:```|~~~)', re.MULTILINE)
 _FENCED = re.compile(
   r'^[ \t]*(```|~~~).*?(?:^[ \t]*\1[ \t]*$|\Z)', re.MULTILINE | re.DOTALL
 )
