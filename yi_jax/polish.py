@@ -172,6 +172,11 @@ def main(config: Any) -> None:
 
 def _check_flags() -> None:
   """Raises ValueError for flags that do not go together."""
+  for flag in _ACTIONS:
+    if flag.present and flag.value == '':
+      raise ValueError(
+        f'--{flag.name}= says nothing: leave it out, or say what'
+      )
   given = [flag.name for flag in _ACTIONS if flag.value]
   if len(given) > 1:
     raise ValueError(f'give one at a time: --{", --".join(given)}')

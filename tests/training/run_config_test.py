@@ -89,6 +89,9 @@ def test_base_refuses_a_key_that_is_not_there():
     ({'optimizer__trainable': '('}, 'no regex'),
     ({'optimizer__accumulate_steps': 3}, '3 equal pieces'),
     ({'optimizer__betas': (0.9, 1.0)}, 'betas'),
+    ({'optimizer__learning_rate': float('nan')}, 'learning_rate is nan'),
+    ({'optimizer__neftune_alpha': float('inf')}, 'neftune_alpha is inf'),
+    ({'sample__heldout': -1}, 'sample.heldout must not be negative'),
   ],
 )
 def test_a_config_that_cannot_run_is_refused_by_name(changes, message):

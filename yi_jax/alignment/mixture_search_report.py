@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 from etils import epath
 
 from yi_jax.alignment import mixture_search
+from yi_jax.sweeping import folder as sweep_folder
 from yi_jax.sweeping import plot
 
 MIXTURE = 'mixture.json'
@@ -40,9 +41,10 @@ def write(
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   content = json.dumps(mixture(outcome), indent=2, ensure_ascii=False)
-  (folder / MIXTURE).write_text(content + '\n')
-  (folder / 'results.md').write_text(markdown(workdir, outcome, flags))
-  (folder / 'results.csv').write_text(table(outcome))
+  sweep_folder.write_whole(folder / MIXTURE, content + '\n')
+  results_md = markdown(workdir, outcome, flags)
+  sweep_folder.write_whole(folder / 'results.md', results_md)
+  sweep_folder.write_whole(folder / 'results.csv', table(outcome))
   plt.switch_backend('Agg')
   if outcome.curves:
     (folder / 'single.png').write_bytes(plot.as_png(curves(outcome)))

@@ -157,11 +157,16 @@ class Folder:
     self._write()
 
   def _write(self) -> None:
-    self.path.mkdir(parents=True, exist_ok=True)
     text = json.dumps(self._content, indent=2, ensure_ascii=False) + '\n'
-    if '://' in str(self.path):  # object stores replace a file at once
-      self._file.write_text(text)
-      return
-    part = f'{self._file}.part'
-    pathlib.Path(part).write_text(text)
-    os.replace(part, self._file)
+    write_whole(self._file, text)
+
+
+def write_whole(file: epath.Path, text: str) -> None:
+  """Writes a file, in a bucket too, whole or not at all."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  if '://' in str(file):  # object stores replace a file at once
+    file.write_text(text)
+    return
+  part = f'{file}.part'
+  pathlib.Path(part).write_text(text)
+  os.replace(part, file)

@@ -342,6 +342,10 @@ def resolve(config: Any) -> Run:
   """
   config = to_dict(config)
   _check_keys(config, defaults())
+  for section in ('optimizer', 'lora', 'train'):
+    for name, value in config[section].items():
+      if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f'{section}.{name} is {value}, and no finite number')
   data, train = config['data'], config['train']
   model = resolve_model(config)
   if data['vocabulary_size'] > model.vocab_size:
@@ -362,6 +366,7 @@ def resolve(config: Any) -> Run:
       raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
   for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor') + (
     'train.tokens',
+    'sample.heldout',
     'train.rollback',
     'train.hang_seconds',
     'checkpoint.local_every',
