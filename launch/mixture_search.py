@@ -16,10 +16,10 @@ import ml_collections
 from absl import flags
 
 from yi_jax import app
-from yi_jax.alignment import mixture_search as searching
-from yi_jax.alignment import mixture_search_report as report
-from yi_jax.alignment import mixture_search_runs as runs
-from yi_jax.alignment import mixture_search_space as spaces
+from yi_jax.alignment.mixture import mixture_search as searching
+from yi_jax.alignment.mixture import mixture_search_report as report
+from yi_jax.alignment.mixture import mixture_search_runs as runs
+from yi_jax.alignment.mixture import mixture_search_space as spaces
 from yi_jax.data import progress
 from yi_jax.sweeping import place_flags, points
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from yi_jax import app, polish
-from yi_jax.alignment import rows, tag_seeds, tags
+from yi_jax.alignment import rows
+from yi_jax.alignment.tags import tag_seeds, tags
 from yi_jax.curation import language
 from yi_jax.data import conversations, mixtures
 

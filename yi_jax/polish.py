@@ -17,7 +17,9 @@ from typing import Any
 from absl import flags
 
 from yi_jax import app, compilation_cache, paths
-from yi_jax.alignment import journal, report, reviewing, rows, tags
+from yi_jax.alignment import report, rows
+from yi_jax.alignment.review import journal, reviewing
+from yi_jax.alignment.tags import tags
 from yi_jax.curation import learned
 from yi_jax.data import atomic, progress
 

@@ -26,7 +26,9 @@ import ml_collections
 import numpy as np
 
 from yi_jax import compilation_cache, paths
-from yi_jax.alignment import journal, knowledge_run, rows
+from yi_jax.alignment import rows
+from yi_jax.alignment.knowledge import knowledge_run
+from yi_jax.alignment.review import journal
 from yi_jax.curation import linear
 from yi_jax.data import chat_sources, conversations
 

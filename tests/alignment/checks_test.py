@@ -5,7 +5,8 @@ import random
 import ml_collections
 import pytest
 
-from yi_jax.alignment import checks, rows
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import checks
 from yi_jax.curation import language
 from yi_jax.data import conversations
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from yi_jax.alignment import endpoint
+from yi_jax.alignment.making import endpoint
 
 _ASKED = [{'role': 'user', 'content': 'How many legs has a spider?'}]
 _KEY = 'sk-secret-0815'

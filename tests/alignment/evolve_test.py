@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.alignment import conftest
-from yi_jax.alignment import endpoint, evolve, evolve_run, ledger
+from yi_jax.alignment.making import endpoint, evolve, evolve_run
+from yi_jax.alignment.review import ledger
 from yi_jax.data import conversations
 
 _TASK = 'Name a river and say through which countries it flows.'

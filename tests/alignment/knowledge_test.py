@@ -5,7 +5,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from yi_jax.alignment import journal, knowledge, knowledge_run, rows
+from yi_jax.alignment import rows
+from yi_jax.alignment.knowledge import knowledge, knowledge_run
+from yi_jax.alignment.review import journal
 from yi_jax.checkpoints import hf
 from yi_jax.data import chatml, conversations, vocabulary
 from yi_jax.models import config as model_config

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from yi_jax.alignment import journal, ledger, ledger_sheet, ledger_state
+from yi_jax.alignment.review import journal, ledger, ledger_sheet, ledger_state
 from yi_jax.data import conversations
 
 

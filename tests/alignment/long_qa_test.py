@@ -8,7 +8,8 @@ import re
 import pytest
 
 from yi_jax import app
-from yi_jax.alignment import endpoint, evolve, long_qa, long_questions
+from yi_jax.alignment import long_qa, long_questions
+from yi_jax.alignment.making import endpoint, evolve
 from yi_jax.data import chatml, conversations, mixtures, vocabulary
 from yi_jax.training import run_config
 

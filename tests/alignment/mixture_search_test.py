@@ -14,7 +14,7 @@ import ml_collections
 import pytest
 
 from yi_jax import app
-from yi_jax.alignment import (
+from yi_jax.alignment.mixture import (
   mixture_search,
   mixture_search_report,
   mixture_search_runs,

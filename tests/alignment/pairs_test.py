@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from yi_jax.alignment import pairs, texts
+from yi_jax.alignment.checks import pairs, texts
 
 _SETTINGS = pairs.defaults()['duplicates']
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from yi_jax.alignment import outliers, rows, stop, style
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import outliers, stop, style
 
 _FORM = """Here is how to do it.
 

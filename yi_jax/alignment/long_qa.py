@@ -29,7 +29,9 @@ from typing import Any
 from absl import flags
 
 from yi_jax import app, paths
-from yi_jax.alignment import endpoint, evolve, journal, long_questions
+from yi_jax.alignment import long_questions
+from yi_jax.alignment.making import endpoint, evolve
+from yi_jax.alignment.review import journal
 from yi_jax.data import (
   atomic,
   chatml,

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from yi_jax.alignment import evolve
+from yi_jax.alignment.making import evolve
 
 LANGUAGES = ('en', 'zh')
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yi_jax.alignment import finding, rows
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import finding
 from yi_jax.curation import markup
 
 _TURNS = 40  # shown of a row

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from yi_jax.alignment import checks, finding, page, rows, sampler, style, tags
+from yi_jax.alignment import page, rows, sampler
+from yi_jax.alignment.checks import checks, finding, style
+from yi_jax.alignment.tags import tags
 from yi_jax.curation import markup
 from yi_jax.data import atomic, progress
 

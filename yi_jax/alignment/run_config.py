@@ -2,17 +2,12 @@
 
 from typing import Any
 
-from yi_jax.alignment import (
-  checks,
-  endpoint,
-  evolve_run,
-  knowledge_run,
-  report,
-  reviewing,
-  rows,
-  sampler,
-  tags,
-)
+from yi_jax.alignment import report, rows, sampler
+from yi_jax.alignment.checks import checks
+from yi_jax.alignment.knowledge import knowledge_run
+from yi_jax.alignment.making import endpoint, evolve_run
+from yi_jax.alignment.review import reviewing
+from yi_jax.alignment.tags import tags
 
 
 def base() -> Any:

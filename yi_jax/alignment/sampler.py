@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from yi_jax.alignment import rows, texts
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import texts
 from yi_jax.curation import documents
 from yi_jax.data import files
 

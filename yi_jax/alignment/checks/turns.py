@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from yi_jax.alignment import finding, rows, texts
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import finding, texts
 from yi_jax.curation import language, rules_chinese, rules_english
 from yi_jax.data import progress
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from yi_jax import spelling
-from yi_jax.alignment import finding, outliers, pairs, rows, stop, style, turns
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import finding, outliers, pairs, stop, style, turns
 from yi_jax.data import progress
 
 # Name -> what it says, given the rows and the section `checks`. `duplicates`

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from yi_jax import spelling
-from yi_jax.alignment import endpoint, evolve_prompts, texts
+from yi_jax.alignment.checks import texts
+from yi_jax.alignment.making import endpoint, evolve_prompts
 from yi_jax.data import conversations
 
 Replies = Sequence[endpoint.Reply]

@@ -22,7 +22,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from yi_jax.alignment import evolve, texts
+from yi_jax.alignment.checks import texts
+from yi_jax.alignment.making import evolve
 from yi_jax.data import chatml, conversations
 from yi_jax.serving import generation, opening, writing
 

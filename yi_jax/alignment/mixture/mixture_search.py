@@ -24,7 +24,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from yi_jax.alignment import mixture_search_space as spaces
+from yi_jax.alignment.mixture import mixture_search_space as spaces
 from yi_jax.sweeping import growing, results
 
 METRIC = 'response_loss'

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from yi_jax import spelling
-from yi_jax.alignment import journal, ledger_state
+from yi_jax.alignment.review import journal, ledger_state
 from yi_jax.data import atomic, conversations
 
 _SHOWN = 10  # problems that an error lists

@@ -20,7 +20,7 @@ import matplotlib.figure
 import matplotlib.pyplot as plt
 from etils import epath
 
-from yi_jax.alignment import mixture_search
+from yi_jax.alignment.mixture import mixture_search
 from yi_jax.sweeping import folder as sweep_folder
 from yi_jax.sweeping import plot
 

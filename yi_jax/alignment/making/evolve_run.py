@@ -15,7 +15,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from yi_jax.alignment import endpoint, evolve, journal, ledger
+from yi_jax.alignment.making import endpoint, evolve
+from yi_jax.alignment.review import journal, ledger
 from yi_jax.data import conversations, progress
 
 _IN_A_ROW = 5  # requests refused one after the other: it is not the rows

@@ -9,17 +9,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from yi_jax.alignment import (
-  endpoint,
-  evolve,
-  evolve_run,
-  journal,
-  knowledge_run,
-  ledger,
-  ledger_sheet,
-  ledger_state,
-  rows,
-)
+from yi_jax.alignment import rows
+from yi_jax.alignment.knowledge import knowledge_run
+from yi_jax.alignment.making import endpoint, evolve, evolve_run
+from yi_jax.alignment.review import journal, ledger, ledger_sheet, ledger_state
 from yi_jax.data import progress
 
 LEDGER = 'ledger.jsonl'

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from yi_jax.alignment import mixture_search, mixture_search_space
+from yi_jax.alignment.mixture import mixture_search, mixture_search_space
 from yi_jax.sweeping import folder as sweep_folder
 from yi_jax.sweeping import growing, places, results
 

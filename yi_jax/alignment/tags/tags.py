@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax.alignment import rows, tag_judged, tag_seeds
+from yi_jax.alignment import rows
+from yi_jax.alignment.tags import tag_judged, tag_seeds
 from yi_jax.curation import documents, learned, linear
 from yi_jax.data import mixtures, progress
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from yi_jax.alignment import finding, rows, texts
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import finding, texts
 
 _PAIRS = {'(': ')', '[': ']', '{': '}', '（': '）', '【': '】', '《': '》'}
 _PAIRS |= {'「': '」', '“': '”'}

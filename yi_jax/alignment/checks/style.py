@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax.alignment import finding, outliers, rows, texts
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import finding, outliers, texts
 
 _BULLET = re.compile(r'^\s*(?:[-*•·▪●–—]|[➢✓→])\s*\S')
 _NUMBER = re.compile(

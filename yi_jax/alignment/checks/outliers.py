@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax.alignment import finding, rows, texts
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import finding, texts
 
 # Of a normal distribution: standard deviations a median, and a mean, distance.
 _MEDIAN, _MEAN = 1.4826, 1.2533

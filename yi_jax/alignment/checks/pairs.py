@@ -17,7 +17,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from yi_jax.alignment import finding, rows, texts
+from yi_jax.alignment import rows
+from yi_jax.alignment.checks import finding, texts
 from yi_jax.curation import documents, embedding, minhash, tables
 
 # What may be said or left out without asking anything else.

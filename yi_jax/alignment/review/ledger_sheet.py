@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from yi_jax.alignment import journal, ledger, ledger_state
+from yi_jax.alignment.review import journal, ledger, ledger_state
 from yi_jax.data import atomic, chatml, conversations
 
 _COLUMNS = ('id', 'verdict', 'reason', 'hints', 'made_by', 'conversation')

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from yi_jax import spelling
-from yi_jax.alignment import journal
+from yi_jax.alignment.review import journal
 from yi_jax.data import conversations
 
 VERDICTS = ('accept', 'reject', 'edit')
