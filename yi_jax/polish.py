@@ -18,10 +18,10 @@ from absl import flags
 
 from yi_jax import app, compilation_cache, paths
 from yi_jax.alignment import report, rows
-from yi_jax.alignment.review import journal, reviewing
+from yi_jax.alignment.review import reviewing
 from yi_jax.alignment.tags import tags
 from yi_jax.curation import learned
-from yi_jax.data import atomic, progress
+from yi_jax.data import atomic, journal, progress
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(

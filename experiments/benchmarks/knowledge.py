@@ -28,9 +28,8 @@ import numpy as np
 from yi_jax import compilation_cache, paths
 from yi_jax.alignment import rows
 from yi_jax.alignment.knowledge import knowledge_run
-from yi_jax.alignment.review import journal
 from yi_jax.curation import linear
-from yi_jax.data import chat_sources, conversations
+from yi_jax.data import chat_sources, conversations, journal
 
 # Question, answer, the true word in it, a false one.
 _FACTS = (

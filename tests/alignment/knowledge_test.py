@@ -7,9 +7,8 @@ import pytest
 
 from yi_jax.alignment import rows
 from yi_jax.alignment.knowledge import knowledge, knowledge_run
-from yi_jax.alignment.review import journal
 from yi_jax.checkpoints import hf
-from yi_jax.data import chatml, conversations, vocabulary
+from yi_jax.data import chatml, conversations, journal, vocabulary
 from yi_jax.models import config as model_config
 from yi_jax.models import transformer
 from yi_jax.serving import generation, opening

@@ -9,8 +9,8 @@ import os
 
 import pytest
 
-from yi_jax.alignment.review import journal, ledger, ledger_sheet, ledger_state
-from yi_jax.data import conversations
+from yi_jax.alignment.review import ledger, ledger_sheet, ledger_state
+from yi_jax.data import conversations, journal
 
 
 def _chat(question, answer='Yes.'):

@@ -31,12 +31,12 @@ from absl import flags
 from yi_jax import app, paths
 from yi_jax.alignment import long_questions
 from yi_jax.alignment.making import endpoint, evolve
-from yi_jax.alignment.review import journal
 from yi_jax.data import (
   atomic,
   chatml,
   corpus,
   heldout,
+  journal,
   prepared,
   progress,
   sources,
@@ -377,8 +377,7 @@ def write(
   """
   made_by = {
     'generator': asked.provenance() if asked else 'rules',
-    **dataclasses.asdict(settings),
-    'lengths': list(settings.lengths),
+    **{**dataclasses.asdict(settings), 'lengths': list(settings.lengths)},
     **facts,
   }
   text = json.dumps(made_by, sort_keys=True)

@@ -20,10 +20,10 @@ from yi_jax.data import atomic, progress
 from yi_jax.evaluation import (
   cells,
   documents,
-  journal,
   needles,
   options,
   pictures,
+  record,
   scoring,
 )
 from yi_jax.evaluation import subject as subjects
@@ -147,7 +147,7 @@ def run_grid(
     identity[f'documents_{language}'] = documents.identity(
       language, wanted.documents
     )
-  book = journal.Journal(folder / 'journal.jsonl', identity)
+  book = record.Record(folder / 'journal.jsonl', identity)
   every = [cell for found in planned.values() for cell in found]
   left = [cell for cell in every if cell.name not in book.done]
   if 0 < len(left) < len(every):
@@ -205,7 +205,7 @@ def work(
   reader: reading.Reader,
   subject: subjects.Subject,
   left: Iterable[cells.Cell],
-  book: journal.Journal,
+  book: record.Record,
 ) -> None:
   """Runs cells and keeps each result as soon as it is there."""
   ordered = cells.in_order(list(left))
@@ -307,7 +307,7 @@ def report(
   task: str,
   subject: subjects.Subject,
   planned: dict[str, list[cells.Cell]],
-  book: journal.Journal,
+  book: record.Record,
   folder: pathlib.Path,
 ) -> dict[str, Any]:
   """Writes report.json, table.txt and the pictures, and shows the table."""

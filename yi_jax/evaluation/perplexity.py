@@ -18,7 +18,7 @@ import numpy as np
 
 from yi_jax import paths
 from yi_jax.data import atomic, progress
-from yi_jax.evaluation import documents, journal, options, pictures
+from yi_jax.evaluation import documents, options, pictures, record
 from yi_jax.evaluation import subject as subjects
 
 _FIRST = 64  # tokens of the first bucket that doubles
@@ -112,7 +112,7 @@ def run(
     identity[f'documents_{language}'] = documents.identity(
       language, wanted.documents
     )
-  book = journal.Journal(folder / 'journal.jsonl', identity)
+  book = record.Record(folder / 'journal.jsonl', identity)
   _work(subject, rows, limits, book)
   return _report(subject, rows, limits, book, folder)
 
@@ -121,7 +121,7 @@ def _work(
   subject: subjects.Subject,
   rows: dict[str, list[np.ndarray]],
   limits: list[int],
-  book: journal.Journal,
+  book: record.Record,
 ) -> None:
   every = [
     (language, number, row)
@@ -175,7 +175,7 @@ def _report(
   subject: subjects.Subject,
   rows: dict[str, list[np.ndarray]],
   limits: list[int],
-  book: journal.Journal,
+  book: record.Record,
   folder: pathlib.Path,
 ) -> dict[str, Any]:
   """Writes report.json, table.txt and bits.png, and shows the table."""

@@ -16,8 +16,7 @@ from typing import Any
 from yi_jax import paths
 from yi_jax.alignment import rows
 from yi_jax.alignment.knowledge import knowledge
-from yi_jax.alignment.review import journal
-from yi_jax.data import atomic, files, progress
+from yi_jax.data import atomic, files, journal, progress
 from yi_jax.serving import generation, opening
 from yi_jax.training import checkpointing
 

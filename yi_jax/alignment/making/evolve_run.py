@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from yi_jax.alignment.making import endpoint, evolve
-from yi_jax.alignment.review import journal, ledger
-from yi_jax.data import conversations, progress
+from yi_jax.alignment.review import ledger
+from yi_jax.data import conversations, journal, progress
 
 _IN_A_ROW = 5  # requests refused one after the other: it is not the rows
 

@@ -31,8 +31,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from yi_jax import spelling
-from yi_jax.alignment.review import journal, ledger_state
-from yi_jax.data import atomic, conversations
+from yi_jax.alignment.review import ledger_state
+from yi_jax.data import atomic, conversations, journal
 
 _SHOWN = 10  # problems that an error lists
 _DATE = re.compile(r'\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?')

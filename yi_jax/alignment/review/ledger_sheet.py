@@ -21,8 +21,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from yi_jax.alignment.review import journal, ledger, ledger_state
-from yi_jax.data import atomic, chatml, conversations
+from yi_jax.alignment.review import ledger, ledger_state
+from yi_jax.data import atomic, chatml, conversations, journal
 
 _COLUMNS = ('id', 'verdict', 'reason', 'hints', 'made_by', 'conversation')
 _CELL = 32_767  # characters that a cell of a spreadsheet holds

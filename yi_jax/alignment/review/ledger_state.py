@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from yi_jax import spelling
-from yi_jax.alignment.review import journal
-from yi_jax.data import conversations
+from yi_jax.data import conversations, journal
 
 VERDICTS = ('accept', 'reject', 'edit')
 # What a row is after its last verdict. An overruled text is one of an edit

@@ -12,8 +12,8 @@ from typing import Any
 from yi_jax.alignment import rows
 from yi_jax.alignment.knowledge import knowledge_run
 from yi_jax.alignment.making import endpoint, evolve, evolve_run
-from yi_jax.alignment.review import journal, ledger, ledger_sheet, ledger_state
-from yi_jax.data import progress
+from yi_jax.alignment.review import ledger, ledger_sheet, ledger_state
+from yi_jax.data import journal, progress
 
 LEDGER = 'ledger.jsonl'
 REASONS = 'reasons.jsonl'  # of `polish`: what it says of each row
