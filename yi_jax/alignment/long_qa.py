@@ -384,14 +384,7 @@ def write(
   key = hashlib.sha256(text.encode()).hexdigest()[:16]
   journal.mend_if_cut(path)
   log = journal.Journal(path)
-  there = set()
-  for line, row in log.rows:
-    if row.get('key') != key:
-      raise ValueError(
-        f'{path}, line {line} was made with other settings or documents: take '
-        'another --output, or delete it'
-      )
-    there.add(row['provenance']['number'])
+  there = _numbers(log, key)
 
   def make(number: int) -> dict[str, Any]:
     draw = random.Random(f'{settings.seed} {language} {number}')
@@ -429,6 +422,17 @@ def write(
       log.append([result])
       found['made'] += 1
   return found
+
+
+def _numbers(log: journal.Journal, key: str) -> set[int]:
+  """Returns which conversations a file has; ValueError if they are others."""
+  for line, row in log.rows:
+    if row.get('key') != key:
+      raise ValueError(
+        f'{log.path}, line {line} was made with other settings or documents: '
+        'take another --output, or delete it'
+      )
+  return {row['provenance']['number'] for _, row in log.rows}
 
 
 def documents(data: Any) -> dict[str, Iterator[str]]:

@@ -28,6 +28,7 @@ from yi_jax.evaluation import (
 )
 from yi_jax.evaluation import subject as subjects
 from yi_jax.serving import reading
+from yi_jax.training import metrics
 
 _STEPS = 8  # lengths, if none are named
 _SHORTEST = 256  # of those: a question takes about a hundred tokens
@@ -290,17 +291,13 @@ class _Clock:
     remark = ''
     if done and rest:
       seconds = (now - self._started) * rest / done
-      remark = f'; {_time(seconds)} left'
+      remark = f'; {metrics.duration(seconds)} left'
     progress.tell(
       self._task,
       f'{number} of {self._count} cells; {cell.needle.language}, '
       f'{cell.length:,} tokens, depth {cell.depth:g} %: exact '
       f'{result["exact"]:g}, judged {result["judged"]:g}{remark}',
     )
-
-
-def _time(seconds: float) -> str:
-  return f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'
 
 
 def report(
