@@ -21,7 +21,9 @@ import jax.numpy as jnp
 
 from yi_jax.models import attention
 
-_BLOCK = 256  # queries, and keys: scores of a block stay near the core
+BLOCK = 512  # keys: with 256 queries their scores stay near the core
+_QUERIES = 256
+_FEW = 8  # queries, for which all scores together are small
 
 
 def chunked(
@@ -29,7 +31,7 @@ def chunked(
   k_BSKH: jax.Array,
   v_BSKH: jax.Array,
   mask: attention.Mask,
-  block: int = _BLOCK,
+  block: int = BLOCK,
 ) -> jax.Array:
   """Attends to a cache; same arguments and result as `attention.cached`.
 
@@ -38,7 +40,7 @@ def chunked(
     k_BSKH: rotated keys; K divides N.
     v_BSKH: values.
     mask: what each query sees, by positions.
-    block: of queries and of keys.
+    block: of keys. A cache that is no whole number of them is copied.
 
   Returns:
     [B, T, N, H] in q's type. What padding (position -1) gets means nothing.
@@ -49,21 +51,21 @@ def chunked(
   if mask.q_positions is None:
     raise ValueError('chunked attention needs the positions of a cache')
   B, T, N, H = q_BTNH.shape
+  if T <= _FEW:
+    # A turn of the loop would cost more than scores of slots that are empty.
+    return attention.cached(q_BTNH, k_BSKH, v_BSKH, mask)
   S, K = k_BSKH.shape[1:3]
   more = -S % block
   if more:
-    # A cache of whole blocks is never copied here.
     k_BSKH, v_BSKH = (
       jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (k_BSKH, v_BSKH)
     )
     mask = _padded(mask, more)
-  # Views of the cache as it lies: keys [B, K, H, S], values [B, K, S, H].
-  k, v = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
   q = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 4, 3, 1)
   outs = []
-  for start in range(0, T, block):
-    here = slice(start, min(start + block, T))
-    out = _attend(q[..., here], k, v, mask.slice(here, None), block)
+  for start in range(0, T, _QUERIES):
+    here = slice(start, min(start + _QUERIES, T))
+    out = _attend(q[..., here], k_BSKH, v_BSKH, mask.slice(here, None), block)
     outs.append(out)
   out = jnp.concatenate(outs, axis=-1)  # [B, K, H, G, T]
   return out.transpose(0, 4, 1, 3, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
@@ -86,7 +88,11 @@ def _padded(mask: attention.Mask, more: int) -> attention.Mask:
 
 
 def _attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, mask: attention.Mask, block: int
+  q: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  mask: attention.Mask,
+  block: int,
 ) -> jax.Array:
   """float32[B, K, H, G, Q] of queries [B, K, H, G, Q], all at once."""
   B, K, H, G, Q = q.shape
@@ -95,12 +101,13 @@ def _attend(
 
   def meet(j: jax.Array, carry: tuple, everything: bool) -> tuple:
     out, top, total = carry
-    k_HC, v_CH = (
-      jax.lax.dynamic_slice_in_dim(x, j * block, block, axis)
-      for x, axis in ((k, 3), (v, 2))
+    # Cut as it lies, a block is one copy; cut from a transposed view, many.
+    k_BCKH, v_BCKH = (
+      jax.lax.dynamic_slice_in_dim(x, j * block, block, 1)
+      for x in (k_BSKH, v_BSKH)
     )
-    scores = jnp.matmul(
-      k_HC.swapaxes(2, 3), rows, preferred_element_type=jnp.float32
+    scores = jnp.einsum(
+      'BCKH,BKHR->BKCR', k_BCKH, rows, preferred_element_type=jnp.float32
     )
     if not everything:
       seen = _visible(mask, j, block, Q).swapaxes(1, 2)[:, None, :, None]
@@ -110,9 +117,10 @@ def _attend(
     new_top = jnp.maximum(top, jnp.max(scores, axis=2, keepdims=True))
     weights = jnp.exp(scores - new_top)
     shrink = jnp.exp(top - new_top)
-    more = jnp.matmul(
-      v_CH.swapaxes(2, 3),
-      weights.astype(v.dtype),
+    more = jnp.einsum(
+      'BCKH,BKCR->BKHR',
+      v_BCKH,
+      weights.astype(v_BCKH.dtype),
       preferred_element_type=jnp.float32,
     )
     total = total * shrink + jnp.sum(weights, axis=2, keepdims=True)

@@ -23,7 +23,6 @@ from yi_jax.serving import compute
 _SIZES = (32, 128, 512)  # tokens of the programs that only read
 _SCORED_SIZES = (1, 8, 32, 512)  # and of those that score
 _LOGITS = 128  # tokens whose [V] logits are there at once
-_WHOLE_BLOCKS = 256  # slots of a cache come in these, see models/chunked.py
 
 
 class Scores(NamedTuple):
@@ -54,7 +53,6 @@ class Reader:
     *,
     max_length: int,
     vocabulary_size: int | None = None,
-    dtype: str | None = None,
   ) -> None:
     """Makes an empty cache; nothing is compiled yet.
 
@@ -63,7 +61,6 @@ class Reader:
       params: its parameters, scanned or unrolled.
       max_length: most tokens a row may hold.
       vocabulary_size: ids from here on are no tokens.
-      dtype: see compute.Compute.
 
     Raises:
       ValueError: if max_length is below 1, or positions of the model depend on
@@ -79,13 +76,13 @@ class Reader:
         'row is of no use to another; a fixed base (rope_theta) or yarn works'
       )
     self._compute = compute.Compute(
-      config, params, vocabulary_size=vocabulary_size, dtype=dtype
+      config, params, vocabulary_size=vocabulary_size
     )
     self.config = self._compute.config
     self.held = np.zeros(0, np.int32)
     self.tokens_read = 0
     self._max_length = max_length
-    slots = -(-max_length // _WHOLE_BLOCKS) * _WHOLE_BLOCKS
+    slots = -(-max_length // chunked.BLOCK) * chunked.BLOCK
     self._layers = kv_cache.init(self.config, 1, slots).layers
     # A ring forgets what left its window: it cannot go back.
     self._goes_back = all(spec.window is None for spec in config.layer_pattern)
@@ -245,6 +242,7 @@ def _size(length: int, sizes: Sequence[int]) -> int:
   """Returns the program for so many tokens: little padding, few steps."""
   for smaller, size in zip((0, *sizes), sizes, strict=False):
     if length <= size:
-      # Mostly padding: several steps of the smaller one are cheaper.
-      return size if not smaller or length > size // 2 else smaller
+      # Mostly padding: several steps of the smaller one are cheaper, but not
+      # single tokens, each of which reads all weights.
+      return size if smaller <= 1 or length > size // 2 else smaller
   return sizes[-1]
