@@ -78,7 +78,10 @@ def test_a_task_leaves_its_report_in_a_folder_of_its_own(run, tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    ((), '--task is missing; there are: needle, ruler_multikey, perplexity'),
+    (
+      (),
+      '--task is missing; there are: needle, ruler_multikey, perplexity, layers',
+    ),
     (('--task=needel',), "no task 'needel'; did you mean 'needle'?"),
     (
       ('--task=needle', '--keys=3'),
@@ -98,9 +101,17 @@ def test_a_task_leaves_its_report_in_a_folder_of_its_own(run, tmp_path):
       ('--task=needle', '--languages=en', '--documents=text.txt'),
       'a length of 64 is too short',
     ),
+    (  # A space and a last comma are no files.
+      ('--task=needle', '--languages=en', '--documents= text.txt,'),
+      'a length of 64 is too short',
+    ),
     (
       ('--task=needle', '--languages=en', '--documents=none.txt'),
       'none.txt',
+    ),
+    (
+      ('--task=needle', '--rope_theta=0'),
+      '--rope_theta must be above 1, not 0',
     ),
   ],
 )
@@ -114,3 +125,9 @@ def test_bad_flags_are_told_in_a_line(run, flags, message):
 def test_what_is_missing_is_named(run):
   assert '--checkpoint is missing' in run('--task=needle', model='')[2]
   assert '--workdir is missing' in run('--task=needle', workdir='')[2]
+
+
+def test_results_do_not_go_to_a_url(run):
+  code, _, error = run('--task=needle', workdir='gs://bucket/needle')
+  assert code == app.BAD_INPUT
+  assert '--workdir=gs://bucket/needle is a URL' in error

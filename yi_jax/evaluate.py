@@ -1,4 +1,4 @@
-"""Measures a model: needles in long texts, keys among many, bits by position.
+"""Measures a model: needles in long texts, bits by position, its layers.
 
 Takes a checkpoint of any kind. Results go to WORKDIR/TASK: report.json, a table
 and pictures. They are kept one by one, so the same command goes on where it was
@@ -70,24 +70,18 @@ _PATHS = ('documents', 'needles_file')
 
 def _define() -> None:
   """Makes a flag of every option of every task."""
-  helps, defaults = {}, {}
+  helps = {}
   for name, task in tasks.TASKS.items():
     for field in dataclasses.fields(task.options):
-      helps.setdefault((field.name, field.metadata['help']), []).append(name)
-      defaults[field.name] = field.default
-  for field in defaults:
-    texts = [
-      f'({", ".join(names)}) {text}'
-      for (name, text), names in helps.items()
-      if name == field
-    ]
-    default = defaults[field]
-    if isinstance(default, tuple):
-      default = ','.join(map(str, default))
-    shown = '' if default in ('', None) else f' (default: {default})'
-    flags.DEFINE_string(
-      field, None, '; '.join(texts) + shown, flag_values=FLAGS
-    )
+      default = field.default
+      if isinstance(default, tuple):
+        default = ','.join(map(str, default))
+      text = field.metadata['help']
+      text += '' if default in ('', None) else f' (default: {default})'
+      helps.setdefault(field.name, {}).setdefault(text, []).append(name)
+  for field, texts in helps.items():
+    said = [f'({", ".join(names)}) {text}' for text, names in texts.items()]
+    flags.DEFINE_string(field, None, '; '.join(said), flag_values=FLAGS)
 
 
 _define()
@@ -103,6 +97,11 @@ def main() -> None:
   ):
     if not flag.value:
       raise ValueError(f'--{flag.name} is missing: {text}')
+  if '://' in _WORKDIR.value:
+    raise ValueError(
+      f'--workdir={_WORKDIR.value} is a URL: results go to a folder of this '
+      'machine'
+    )
   compilation_cache.enable()
   model = subject.open_subject(
     paths.in_caller(_CHECKPOINT.value),
@@ -136,11 +135,15 @@ def _options(task: tasks.Task) -> object:
           f'{", ".join(sorted(mine))}'
         )
       texts[field.name] = text
-  for name in _PATHS:
-    if texts.get(name):
-      parts = texts[name].split(',') if name == 'documents' else [texts[name]]
-      texts[name] = ','.join(paths.in_caller(part) for part in parts)
-  return options.parse(task.options, texts)
+  found = options.parse(task.options, texts)
+  for name in set(_PATHS) & texts.keys():
+    value = getattr(found, name)
+    if isinstance(value, tuple):
+      value = tuple(map(paths.in_caller, value))
+    elif value:
+      value = paths.in_caller(value)
+    found = dataclasses.replace(found, **{name: value})
+  return found
 
 
 if __name__ == '__main__':

@@ -1,18 +1,17 @@
 """Which layers to say twice: a real model right after it was made deeper.
 
-  launch/local.sh python -m yi_jax.data.raw --group=model
-  launch/local.sh python -m yi_jax.data.raw --group=quickstart
+  launch/local.sh python -m yi_jax.data.raw --group=model,text
   launch/local.sh python experiments/benchmarks/depth_upscale.py \\
       --picture=layers.png
 
 Measures the cosine between input and output of every layer, on 01.AI's own text
 and on held-out documents, and draws it. Then makes the model a third deeper in
-several ways, none of them trained, and reads English and Chinese documents with
-each: the block that turns its input least, Yi-9B's block and SOLAR's (layers 12
-to 27 and 8 to 23 of 32, in proportion), layers drawn at random and said twice in
-place (three draws), and copies stacked at either end (Yi report 7.3). The last
-line is JSON: bits per byte of each, and `ratio`, the block that turns least over
-the mean of the random ones, in English (below 1 is wanted).
+several ways, none of them trained, and reads other English and Chinese documents
+with each: the block that turns its input least, Yi-9B's block and SOLAR's (layers
+12 to 27 and 8 to 23 of 32, in proportion), inner layers drawn at random and said
+twice in place (three draws), and copies stacked at either end (Yi report 7.3). The
+last line is JSON: bits per byte of each, and `ratio`, the block that turns least
+over the mean of the random ones, in English (below 1 is wanted).
 """
 
 import argparse
@@ -23,8 +22,9 @@ import jax
 import numpy as np
 
 from yi_jax import compilation_cache, paths
-from yi_jax.data import sources
+from yi_jax.data import atomic, sources
 from yi_jax.data import tokenizer as tokenizers
+from yi_jax.evaluation import pictures
 from yi_jax.extension import depth_upscale
 from yi_jax.models import config as model_config
 from yi_jax.models import transformer
@@ -51,7 +51,7 @@ def main() -> None:
   words = checkpoint.tokenizer
   config, params = checkpoint.load()
   rows = {
-    language: _rows(words, name, flags.rows)
+    language: _rows(words, name, flags.rows, skip=flags.rows)
     for language, name in _DOCUMENTS.items()
   }
   means = {
@@ -61,12 +61,18 @@ def main() -> None:
     for name, tokens in (
       (_TEXT, np.array([words.encode(_TEXT)])),
       *(
-        (f'{language} documents', found[0]) for language, found in rows.items()
+        (f'{language} documents', _rows(words, name, flags.rows)[0])
+        for language, name in _DOCUMENTS.items()
       ),
     )
   }
-  _draw(means, flags.picture)
   depth = config.num_hidden_layers
+  picture = pictures.lines(
+    pathlib.Path(flags.checkpoint).name,
+    {name: (range(depth), values) for name, values in means.items()},
+    ('layer', 'cosine of input and output'),
+  )
+  atomic.write(pathlib.Path(flags.picture), picture)
   block = depth_upscale.choose(means['en documents'], depth // 3)
   figures = {}
   for name, order in _orders(depth, block).items():
@@ -108,7 +114,7 @@ def _orders(depth: int, block: tuple[int, int]) -> dict[str, tuple[int, ...]]:
   # The middle of the published blocks, in proportion to the depth.
   yi, solar = (round(depth * middle / 32 - count / 2) for middle in (20, 16))
   draws = [
-    np.random.default_rng(seed).choice(depth, count, replace=False)
+    1 + np.random.default_rng(seed).choice(depth - 2, count, replace=False)
     for seed in range(_DRAWS)
   ]
   return {
@@ -126,15 +132,17 @@ def _orders(depth: int, block: tuple[int, int]) -> dict[str, tuple[int, ...]]:
 
 
 def _rows(
-  words: tokenizers.Tokenizer, name: str, count: int
+  words: tokenizers.Tokenizer, name: str, count: int, skip: int = 0
 ) -> tuple[np.ndarray, int]:
   """Returns tokens int[count, T] of documents, and how many bytes they are."""
-  ids, text = [], []
+  ids, last = [], (skip + count) * _LENGTH
   for document in sources.read(name, _RAW):
     ids += words.encode(document['text'])
-    if len(ids) >= count * _LENGTH:
+    if len(ids) >= last:
       break
-  ids = ids[: count * _LENGTH]
+  else:
+    raise SystemExit(f'error: {name} has {len(ids):,} tokens, not {last:,}')
+  ids = ids[skip * _LENGTH : last]
   text = words.decode(ids)
   return np.array(ids).reshape(count, _LENGTH), len(text.encode())
 
@@ -160,21 +168,6 @@ def _bits_per_byte(
   total = sum(float(run(params, row)) for row in tokens)
   seen = (tokens.shape[1] - 1) / tokens.shape[1]  # the first is not predicted
   return float(total / np.log(2) / (size * seen))
-
-
-def _draw(means: dict[str, np.ndarray], path: str) -> None:
-  """Draws the mean cosine of every layer."""
-  import matplotlib.pyplot as plt
-
-  plt.switch_backend('Agg')
-  figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
-  for name, values in means.items():
-    axes.plot(values, marker='.', label=name)
-  axes.set_xlabel('layer')
-  axes.set_ylabel('cosine of input and output')
-  axes.legend()
-  axes.grid(alpha=0.3)
-  figure.savefig(pathlib.Path(path), dpi=120)
 
 
 if __name__ == '__main__':

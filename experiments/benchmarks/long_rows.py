@@ -3,13 +3,13 @@
   launch/local.sh python experiments/benchmarks/long_rows.py \\
       --lengths=25000,50000,100000,200000
 
-A small model (2 layers of 128, one head of 128 as wide as Yi's, vocabulary 8,192;
-`--head_dim=32` makes four of it) makes one training step on one row of each length, in a process of its own:
-attention in blocks with a double loop, layers recomputed, logits in chunks. For
-each length a line of JSON: the temporaries the compiler asks for, the largest
-array of the program, the most memory the process had, and the seconds of the
-step. `--compile` leaves the step itself out, which takes a quarter of an hour at
-200,000 tokens on two cores.
+A small model (2 layers of 128, one head of 128 as wide as Yi's, vocabulary
+8,192; `--head_dim=32` makes four of it) makes one training step on one row of
+each length, in a process of its own: attention in blocks with a double loop,
+layers recomputed, logits in chunks. For each length a line of JSON: the
+temporaries the compiler asks for, the largest array of the program, the most
+memory the process had, and the seconds of the step. `--compile` leaves the step
+itself out, which takes a quarter of an hour at 200,000 tokens on two cores.
 
 The last line is JSON too: `ratio`, the temporaries a token of the longest row
 over those of the shortest (1 is linear), and `peak_gib` of all. It exits with 1
@@ -37,8 +37,6 @@ from yi_jax.training import state as train_state
 _VOCABULARY = 8192
 _MIB = 2**20
 _MOST_GIB = 8
-
-
 _HIDDEN = 128
 
 

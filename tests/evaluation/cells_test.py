@@ -153,3 +153,6 @@ def test_text_without_sentences_is_refused(subject, words):
   stream = documents.stream(['storm sea ' * 900], words, 1200)
   with pytest.raises(ValueError, match=r'no sentence .* ends near depth'):
     _plan(subject, {'en': stream}, 'en')
+  keys = needles.keys('en', 1, num_keys=4, num_values=1, seed=0)
+  with pytest.raises(ValueError, match=r'no sentence .* ends near depth'):
+    _plan(subject, {'en': stream}, 'en', keys, depths=(0,))

@@ -130,6 +130,15 @@ def test_a_killed_grid_goes_on_where_it_was(
     needle.run(base, other, tmp_path / 'cut')
 
 
+def test_depths_of_one_name_are_one_depth(base, options, with_oracle, tmp_path):
+  made = with_oracle(_finds_late)
+  for depth in (33.333333, 33.3333333):
+    again = dataclasses.replace(options, depths=(depth,))
+    facts = needle.run(base, again, tmp_path)
+  assert len(facts['languages']['en']['cells']) == 4
+  assert len(made) == 1
+
+
 def test_a_grid_scores_as_rows_read_in_full(base, files, one_reader, tmp_path):
   options = needle.Options(
     documents=(files['en'],),
@@ -138,7 +147,7 @@ def test_a_grid_scores_as_rows_read_in_full(base, files, one_reader, tmp_path):
   facts = needle.run(base, options, tmp_path)
   found = facts['languages']['en']
   assert found['tokens_read'] < 0.8 * found['tokens']
-  lengths = needle.check(base, options)
+  lengths = needle.lengths_of(base, options)
   planned = needle.plan(
     base, options, lengths, lambda language: needles.facts(language, 1, 0)
   )

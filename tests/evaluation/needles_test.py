@@ -68,6 +68,11 @@ def test_needles_of_a_file(tmp_path):
     (dict(language='fr'), "line 1: language is 'fr'; there are: en, zh"),
     (dict(values=['one']), 'line 1: values are the right one and others'),
     (dict(values=['one', 'one']), 'line 1: values are the right one'),
+    (dict(values=[7, 9]), r'line 1: values are a list .* not \[7, 9\]'),
+    (dict(values='seven, nine'), 'line 1: values are a list of texts'),
+    (dict(values=['one', '"']), 'line 1: values are a list of texts'),
+    (dict(sentence=5), 'line 1: sentence is no text: 5'),
+    (dict(language=['en']), 'line 1: language is no text'),
   ],
 )
 def test_a_bad_needle_is_refused(tmp_path, changes, message):
@@ -78,11 +83,17 @@ def test_a_bad_needle_is_refused(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
-  ('content', 'message'), [('', 'has no needles'), ('{"a"', 'line 1: no JSON')]
+  ('content', 'message'),
+  [
+    (b'', 'has no needles'),
+    (b'{"a"', 'line 1: no JSON'),
+    (b'["a"]', 'line 1: no JSON object with language, sentence'),
+    (b'\xff', 'needles.jsonl: no valid UTF-8'),
+  ],
 )
 def test_a_file_without_needles_is_refused(tmp_path, content, message):
   path = tmp_path / 'needles.jsonl'
-  path.write_text(content)
+  path.write_bytes(content)
   with pytest.raises(ValueError, match=message):
     needles.read(str(path))
 

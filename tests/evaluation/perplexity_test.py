@@ -62,6 +62,44 @@ def test_bits_are_those_of_one_forward(
   assert perplexity.run(nothing, options, tmp_path) == facts
 
 
+def test_a_first_token_that_is_given_has_no_bytes(
+  base, files, one_reader, tmp_path
+):
+  options = perplexity.Options(
+    languages=('en',), length=100, samples=1, documents=(files['en'],)
+  )
+  bare = dataclasses.replace(base, start=())
+  found = perplexity.run(bare, options, tmp_path)['languages']['en']
+  texts = documents.texts('en', options.documents, tmp_path)
+  [row] = documents.rows(texts, base.words, 100, 1)
+  size = len(base.words.decode(row[1:].tolist()).encode())
+  assert found['bits_per_byte'] == pytest.approx(
+    99 * found['bits_per_token'] / size
+  )
+
+
+@pytest.mark.parametrize(('buckets', 'logarithmic'), [(0, True), (4, False)])
+def test_only_buckets_that_double_are_drawn_by_logarithm(
+  base, files, one_reader, tmp_path, monkeypatch, buckets, logarithmic
+):
+  drawn = []
+
+  def draw(*given):
+    drawn.append(given)
+    return b''
+
+  monkeypatch.setattr(perplexity.pictures, 'lines', draw)
+  options = perplexity.Options(
+    languages=('en',),
+    length=256,  # equal buckets begin with 64 tokens too
+    samples=1,
+    buckets=buckets,
+    documents=(files['en'],),
+  )
+  perplexity.run(base, options, tmp_path)
+  assert drawn[0][-1] is logarithmic
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -73,14 +111,23 @@ def test_bits_are_those_of_one_forward(
   ],
 )
 def test_bad_options_are_refused(base, files, tmp_path, changes, message):
-  options = perplexity.Options(
-    **{
-      **dict(languages=('en',), length=1000, documents=(files['en'],)),
-      **changes,
-    }
-  )
+  options = perplexity.Options(('en',), 1000, documents=(files['en'],))
   with pytest.raises(ValueError, match=message):
-    perplexity.run(base, options, tmp_path / 'x')
+    perplexity.run(base, dataclasses.replace(options, **changes), tmp_path)
+
+
+def test_books_are_whole(monkeypatch, tmp_path):
+  parts = {
+    'en_plays': [('hamlet#0000', 'To be'), ('hamlet#0001', ' or not.')],
+    'en_bible': [('1:1', 'In'), ('1:2', 'the'), ('2:1', 'beginning')],
+  }
+
+  def read(name, raw):
+    return ({'id': key, 'text': text} for key, text in parts[name])
+
+  monkeypatch.setattr(documents.sources, 'read', read)
+  found = list(documents.texts('en', (), tmp_path))
+  assert found == ['To be or not.', 'In\n\nthe', 'beginning']
 
 
 def test_long_documents_make_rows_and_short_ones_are_joined(words, texts):

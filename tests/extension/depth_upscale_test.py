@@ -139,6 +139,14 @@ def test_the_first_token_and_the_outer_layers_do_not_count():
   assert depth_upscale.choose(means, 1) == (2, 3)
 
 
+def test_a_block_holds_whole_repeats_of_the_pattern():
+  means = np.array([9, 9, 0, 5, 4, 0, 9, 9])  # 3 and 4 are no repeat of two
+  assert depth_upscale.choose(means, 2) == (3, 5)
+  assert depth_upscale.choose(means, 2, width=2) == (2, 4)
+  with pytest.raises(ValueError, match='from 2 to 4 .* in repeats of 2'):
+    depth_upscale.choose(means, 3, width=2)
+
+
 def test_a_pattern_is_repeated_whole_or_not_at_all():
   spec = model_config.LayerSpec
   config = _MODEL.replace(layer_pattern=(spec('sliding', 4), spec()))
@@ -173,3 +181,10 @@ def test_blocks_that_make_no_sense_are_refused():
     depth_upscale.duplicated(12, 40, 32)
   with pytest.raises(ValueError, match='from 1 to 3 of these 5 layers'):
     depth_upscale.choose(np.ones(5), 4)
+  with pytest.raises(ValueError, match='2 layers has none between'):
+    depth_upscale.choose(np.ones(2), 1)
+
+
+def test_ids_of_another_vocabulary_are_refused(params):
+  with pytest.raises(ValueError, match='id 40 is none of the model'):
+    depth_upscale.cosines(_MODEL, params, np.full((1, 4), 40))

@@ -113,7 +113,7 @@ def plan(
       or no sentence ends near a depth.
   """
   longest = max(lengths)
-  used = documents.located(stream.ids[:longest], subject.words).text
+  used = subject.words.decode(stream.ids[:longest].tolist())
   used = ' '.join(used.casefold().split())
   cells = []
   for needle in found:
@@ -187,9 +187,8 @@ class _Builder:
       document = length - around - extra - len(ids)
     hidden = [(place, ids)]
     for share, other in self._others:
-      end = documents.nearest_end(self._stream, share * document, document)
       # Its sentence follows another one.
-      end = end or int(self._stream.ends[1])
+      end = self._end(document, 100 * share) or int(self._stream.ends[:2][-1])
       hidden.append((min(end, document), other))
     return Cell(
       needle=self._needle,
@@ -213,6 +212,11 @@ class _Builder:
     ]
     if near:
       return min(near, key=lambda place: abs(place - target))
+    return self._end(document, depth)
+
+  def _end(self, document: int, depth: float) -> int:
+    """Returns the end of a sentence nearest to a depth, in percent."""
+    target = depth / 100 * document
     place = documents.nearest_end(self._stream, target, document)
     if abs(place - target) > max(_OFF * document, _OFF_TOKENS):
       raise ValueError(

@@ -55,19 +55,30 @@ def texts(
   """
   files = list(files)
   for path in files:
-    try:
-      text = pathlib.Path(path).read_text(encoding='utf-8')
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f'{path}: no valid UTF-8 ({error.reason} at byte {error.start})'
-      ) from error
+    text = read(path)
     if not text.strip():
       raise ValueError(f'{path} is empty')
     yield text
   if not files:
     for name in _SOURCES[language]:
-      for document in sources.whole(sources.read(name, raw)):
+      sections = sources.read(name, raw)
+      for document in sources.whole(sections, sources.get(name).work):
         yield document['text']
+
+
+def read(path: str) -> str:
+  """Returns the text of a UTF-8 file.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is no UTF-8.
+  """
+  try:
+    return pathlib.Path(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{path}: no valid UTF-8 ({error.reason} at byte {error.start})'
+    ) from error
 
 
 def stream(

@@ -55,6 +55,17 @@ class GridOptions:
   data_root: str = options.option('data', 'holds raw/ with the documents')
   seed: int = options.option(0, 'of what is drawn')
 
+  def __post_init__(self) -> None:
+    """Raises ValueError for options that make no sense for any model."""
+    if any(length < 1 for length in self.lengths):
+      raise ValueError(f'--lengths are at least 1, not {min(self.lengths)}')
+    for depth in self.depths:
+      if not 0 <= depth <= 100:
+        raise ValueError(f'a depth of {depth:g} % is outside 0 to 100')
+    if not self.depths:
+      raise ValueError('--depths names no depth')
+    documents.check_languages(self.languages, self.documents)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(GridOptions):
@@ -122,7 +133,7 @@ def run_keys(
 def run_grid(
   task: str,
   subject: subjects.Subject,
-  wanted: Options,
+  wanted: GridOptions,
   make: Callable[[str], list[needles.Needle]],
   folder: pathlib.Path,
 ) -> dict[str, Any]:
@@ -135,7 +146,7 @@ def run_grid(
     make: language -> needles.
     folder: see `run`.
   """
-  lengths = check(subject, wanted)
+  lengths = lengths_of(subject, wanted)
   planned = plan(subject, wanted, lengths, make)
   # A grid may grow: which lengths and depths are asked for is no part of it.
   identity = {'task': task, **subject.identity}
@@ -160,26 +171,18 @@ def run_grid(
   return report(task, subject, planned, book, folder)
 
 
-def check(subject: subjects.Subject, wanted: GridOptions) -> list[int]:
+def lengths_of(subject: subjects.Subject, wanted: GridOptions) -> list[int]:
   """Returns the lengths, each once.
 
   Raises:
-    ValueError: for options that make no sense together.
+    ValueError: if the model has not so many positions.
   """
   most = subject.config.max_position_embeddings
   lengths = sorted(set(wanted.lengths))
   if not lengths:
     steps = [most * step // _STEPS for step in range(1, _STEPS + 1)]
     lengths = [length for length in steps if length >= _SHORTEST] or [most]
-  if lengths[0] < 1:
-    raise ValueError(f'--lengths are at least 1, not {lengths[0]}')
   subject.check_length(lengths[-1])
-  for depth in wanted.depths:
-    if not 0 <= depth <= 100:
-      raise ValueError(f'a depth of {depth:g} % is outside 0 to 100')
-  if not wanted.depths:
-    raise ValueError('--depths names no depth')
-  documents.check_languages(wanted.languages, wanted.documents)
   return lengths
 
 
@@ -321,17 +324,12 @@ def report(
     }
     lengths = sorted({cell.length for cell in found})
     depths = sorted({cell.depth for cell in found})
+    at = {}
+    for cell, result in zip(found, results, strict=True):
+      at.setdefault((cell.depth, cell.length), []).append(result)
     maps = {
       name: [
-        [
-          _mean(
-            [
-              r for r in results if (r['depth'], r['length']) == (depth, length)
-            ],
-            name,
-          )
-          for length in lengths
-        ]
+        [_mean(at[depth, length], name) for length in lengths]
         for depth in depths
       ]
       for name in ('exact', 'judged')

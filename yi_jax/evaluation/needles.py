@@ -8,9 +8,11 @@ others are what it is compared with.
 import dataclasses
 import itertools
 import json
-import pathlib
 import random
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from yi_jax.evaluation import documents
 
 VALUE = '{value}'  # in a sentence
 
@@ -225,36 +227,57 @@ def read(path: str) -> list[Needle]:
     ValueError: if it has none, or one that is not whole.
   """
   found = []
-  lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    where = f'{path}, line {number}'
-    try:
-      entry = json.loads(line)
-    except ValueError as error:
-      raise ValueError(f'{where}: no JSON ({error})') from error
-    missing = [name for name in _FIELDS if not entry.get(name)]
-    if missing:
-      raise ValueError(f'{where}: {", ".join(missing)} is missing')
-    if VALUE not in entry['sentence']:
-      raise ValueError(f'{where}: the sentence has no {VALUE}')
-    if entry['language'] not in WORDINGS:
-      raise ValueError(
-        f'{where}: language is {entry["language"]!r}; there are: '
-        f'{", ".join(WORDINGS)}'
-      )
-    values = entry['values']
-    if len(values) < 2 or len(set(values)) < len(values):
-      raise ValueError(
-        f'{where}: values are the right one and others to compare it with, '
-        'each once'
-      )
-    fields = [entry[name] for name in _FIELDS]
-    found.append(_fact(f'line-{number}', *fields))
+  for number, line in enumerate(documents.read(path).splitlines(), start=1):
+    if line.strip():
+      entry = _entry(line, f'{path}, line {number}')
+      fields = [entry[name] for name in _FIELDS]
+      found.append(_fact(f'line-{number}', *fields))
   if not found:
     raise ValueError(f'{path} has no needles; write one a line')
   return found
+
+
+def _entry(line: str, where: str) -> dict[str, Any]:
+  """Returns a needle as it stands in a file.
+
+  Raises:
+    ValueError: if it is not whole.
+  """
+  try:
+    entry = json.loads(line)
+  except ValueError as error:
+    raise ValueError(f'{where}: no JSON ({error})') from error
+  if not isinstance(entry, dict):
+    raise ValueError(f'{where}: no JSON object with {", ".join(_FIELDS)}')
+  missing = [name for name in _FIELDS if not entry.get(name)]
+  if missing:
+    raise ValueError(f'{where}: {", ".join(missing)} is missing')
+  *texts, values = (entry[name] for name in _FIELDS)
+  for name, text in zip(_FIELDS, texts, strict=False):
+    if not isinstance(text, str):
+      raise ValueError(f'{where}: {name} is no text: {text!r}')
+  if VALUE not in entry['sentence']:
+    raise ValueError(f'{where}: the sentence has no {VALUE}')
+  if entry['language'] not in WORDINGS:
+    raise ValueError(
+      f'{where}: language is {entry["language"]!r}; there are: '
+      f'{", ".join(WORDINGS)}'
+    )
+  if not isinstance(values, list) or not all(map(_is_value, values)):
+    raise ValueError(
+      f'{where}: values are a list of texts with letters or digits, numbers '
+      f'in quotation marks, not {values!r}'
+    )
+  if len(values) < 2 or len(set(values)) < len(values):
+    raise ValueError(
+      f'{where}: values are the right one and others to compare it with, '
+      'each once'
+    )
+  return entry
+
+
+def _is_value(value: object) -> bool:
+  return isinstance(value, str) and any(map(str.isalnum, value))
 
 
 # Two words make a key: 24 x 24 of them a language.

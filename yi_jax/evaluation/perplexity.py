@@ -20,6 +20,7 @@ from yi_jax import paths
 from yi_jax.data import atomic, progress
 from yi_jax.evaluation import documents, options, pictures, record
 from yi_jax.evaluation import subject as subjects
+from yi_jax.training import metrics
 
 _FIRST = 64  # tokens of the first bucket that doubles
 
@@ -42,6 +43,14 @@ class Options:
     (), 'UTF-8 files to read; default: books and statutes of the raw data', str
   )
   data_root: str = options.option('data', 'holds raw/ with the documents')
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for options that make no sense for any model."""
+    if self.length < 2 and self.length != 0:
+      raise ValueError(f'--length must be at least 2, not {self.length}')
+    if self.samples < 1:
+      raise ValueError(f'--samples must be at least 1, not {self.samples}')
+    documents.check_languages(self.languages, self.documents)
 
 
 def edges(length: int, buckets: int) -> list[int]:
@@ -88,12 +97,7 @@ def run(
     ValueError: for options or documents that do not fit.
   """
   length = wanted.length or subject.config.max_position_embeddings
-  if length < 2:
-    raise ValueError(f'--length must be at least 2, not {length}')
-  if wanted.samples < 1:
-    raise ValueError(f'--samples must be at least 1, not {wanted.samples}')
   subject.check_length(length)
-  documents.check_languages(wanted.languages, wanted.documents)
   limits = edges(length, wanted.buckets)
   raw = pathlib.Path(paths.in_repository(wanted.data_root)) / 'raw'
   # What stands before a text is no token of it.
@@ -144,14 +148,15 @@ def _work(
       {
         'bits': sums,
         'tokens': counts,
-        'bytes': len(subject.words.decode(row.tolist()).encode()),
+        # Of what was predicted: without a start, all but the first token.
+        'bytes': len(subject.words.decode(ids[1:].tolist()).encode()),
       },
     )
     left = (time.monotonic() - started) / done * (len(every) - done)
     progress.tell(
       'perplexity',
       f'{done} of {len(every)} rows; {language}: {np.mean(bits):.3f} bits a '
-      f'token; {left:.0f} s left',
+      f'token; {metrics.duration(left)} left',
     )
 
 
@@ -219,9 +224,12 @@ def _report(
         f'{where:>17}{bucket["bits_per_token"]:>9.3f}'
         f'{bucket["perplexity"]:>12.2f}'
       )
-  is_doubling = limits[1] == _FIRST
+  is_doubling = limits == edges(limits[-1], 0)
   picture = pictures.lines(
-    f'{subject.name}, {limits[-1]:,} tokens', curves, is_doubling
+    f'{subject.name}, {limits[-1]:,} tokens',
+    curves,
+    ('tokens before it', 'bits a token'),
+    is_doubling,
   )
   atomic.write(folder / 'bits.png', picture)
   text = '\n'.join(lines) + '\n'

@@ -1,4 +1,4 @@
-"""Pictures of what was found: heat maps of a grid, lines over positions."""
+"""Pictures of what was found: heat maps of a grid, and lines."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -50,23 +50,25 @@ def heat_maps(
 def lines(
   title: str,
   curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-  logarithmic: bool,
+  labels: tuple[str, str],
+  logarithmic: bool = False,
 ) -> bytes:
-  """Returns bits a token over the position as PNG.
+  """Returns a line for each curve as PNG.
 
   Args:
     title: over the picture.
-    curves: name -> (positions, bits).
-    logarithmic: whether positions are spaced by their logarithm.
+    curves: name -> (where, how much).
+    labels: what is across, and what is up.
+    logarithmic: whether what is across is spaced by its logarithm.
   """
   figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout='constrained')
   axes = figure.subplots()
-  for name, (positions, bits) in curves.items():
-    axes.plot(positions, bits, marker='o', label=name)
+  for name, (across, up) in curves.items():
+    axes.plot(across, up, marker='o', label=name)
   if logarithmic:
     axes.set_xscale('log', base=2)
-  axes.set_xlabel('tokens before it')
-  axes.set_ylabel('bits a token')
+  axes.set_xlabel(labels[0])
+  axes.set_ylabel(labels[1])
   axes.set_title(title)
   axes.grid(alpha=0.3)
   axes.legend()

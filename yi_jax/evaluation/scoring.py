@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -72,9 +72,8 @@ def write(
   best: Sequence[int],
   room: int,
   words: tokenizers.Tokenizer,
-  is_done: Callable[[str], bool] | None = None,
 ) -> str:
-  """Lets the model answer, always with the likeliest token.
+  """Lets the model answer a sentence, always with the likeliest token.
 
   What it would write is known as far as it agrees with an answer that was
   scored already; only what follows is made token by token.
@@ -86,9 +85,7 @@ def write(
     best: the likeliest token after `last` and after each of `draft`.
     room: tokens at most.
     words: the tokenizer.
-    is_done: whether a text needs no more; None asks for the end of a sentence.
   """
-  is_done = is_done or (lambda text: bool(_END.search(text)))
   pairs = enumerate(zip(draft, best, strict=False))
   agreed = next((i for i, (a, b) in pairs if a != b), len(draft))
   ids = [*draft[:agreed], int(best[agreed])]
@@ -96,7 +93,7 @@ def write(
   while (
     ids[-1] not in words.stop_ids
     and len(ids) < room
-    and not is_done(words.decode(ids))
+    and not _END.search(words.decode(ids))
   ):
     found = reader.score(np.asarray(pending, np.int32), keep=True)
     pending = [int(found.best[-1])]

@@ -101,6 +101,8 @@ def open_subject(
     OSError: if something cannot be read.
     ValueError: if the checkpoint does not fit what is asked.
   """
+  if rope_theta is not None and not rope_theta > 1:
+    raise ValueError(f'--rope_theta must be above 1, not {rope_theta:g}')
   checkpoint = opening.open_checkpoint(path)
   words = checkpoint.tokenizer
   if chat is None:

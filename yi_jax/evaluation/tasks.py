@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from yi_jax import spelling
-from yi_jax.evaluation import needle, perplexity
+from yi_jax.evaluation import layers, needle, perplexity
 from yi_jax.evaluation import subject as subjects
 
 
@@ -40,6 +40,11 @@ TASKS = {
     'how well each position of long texts is predicted',
     perplexity.Options,
     perplexity.run,
+  ),
+  'layers': Task(
+    'how little each layer turns its input, and which to repeat',
+    layers.Options,
+    layers.run,
   ),
 }
 

@@ -126,7 +126,15 @@ def cosines(
 
   Returns:
     float32[L, B, T], cosines between a layer's input and its output.
+
+  Raises:
+    ValueError: for ids that are none of the model.
   """
+  if np.max(tokens) >= config.vocab_size:
+    raise ValueError(
+      f'id {np.max(tokens)} is none of the model, which knows 0 to '
+      f'{config.vocab_size - 1}; is this its vocabulary?'
+    )
   config, params = layout.unroll(config, params)
   model = transformer.Transformer(config.replace(remat='none'))
 
@@ -175,24 +183,42 @@ def model_mean(means: np.ndarray) -> float:
   return float(means[1:-1].mean())
 
 
-def choose(means: np.ndarray, count: int) -> tuple[int, int]:
+def choose(means: np.ndarray, count: int, width: int = 1) -> tuple[int, int]:
   """Returns the block of layers that changes its input least.
 
   Args:
     means: from `layer_means`.
     count: layers of the block.
+    width: layers of the model's pattern, of which a block holds whole repeats.
 
   Returns:
     (first, end), for `duplicated`; never with the first or the last layer.
 
   Raises:
-    ValueError: if no such block is so long.
+    ValueError: if there is no such block.
   """
-  if not 0 < count <= len(means) - 2:
-    raise ValueError(
-      f'a block has from 1 to {len(means) - 2} of these {len(means)} layers '
-      f'(neither the first nor the last), not {count}'
-    )
-  sums = np.convolve(means[1:-1], np.ones(count), mode='valid')
-  first = 1 + int(np.argmax(sums))
+  check_block(len(means), count, width)
+  first = max(
+    range(width, len(means) - count, width),
+    key=lambda first: means[first : first + count].sum(),
+  )
   return first, first + count
+
+
+def check_block(
+  num_layers: int, count: int, width: int = 1, name: str = 'a block'
+) -> None:
+  """Raises ValueError if `choose` has no block of `count` layers."""
+  # The first and the last layer stand alone, with the rest of their repeats.
+  most = num_layers - 1 - width
+  most -= most % width
+  if most < 1:
+    raise ValueError(
+      f'a model of {num_layers} layers, in repeats of {width}, has none between '
+      'the first and the last, so none to say twice'
+    )
+  if not 0 < count <= most or count % width:
+    raise ValueError(
+      f'{name} takes from {width} to {most} of these {num_layers} layers '
+      f'(neither the first nor the last; in repeats of {width}), not {count}'
+    )

@@ -60,6 +60,8 @@ def stretched_base(
 ) -> float:
   """Returns the base of the rule `stretch`; arguments as `raised_base`."""
   _check(head_dim, old_length)
+  if not theta > 1:
+    raise ValueError(f'a base is above 1, not {theta:g}')
   scale = new_length / old_length
   return theta * scale ** (head_dim / (head_dim - 2))
 
