@@ -9,7 +9,7 @@ published: ours, marked below.
 
   # your books and web pages, see docs/long_context.md; on every host of 32 v5p
   python -m yi_jax.alignment.long_qa \\
-      --config=experiments/long_context.py:yi_6b --count=20000
+      --config=experiments/long_context.py:yi_6b --count=1250
   python -m yi_jax.prepare --config=experiments/long_context.py:yi_6b
   YI_DISTRIBUTED=1 python -m yi_jax.train \\
       --config=experiments/long_context.py:yi_6b --workdir=gs://bucket/yi_6b_200k
@@ -142,12 +142,12 @@ def _smollm2(length: int) -> ml_collections.ConfigDict:
   c.data.length = 4_096
   c.data.batch_tokens = length
   c.data.lengths = ((3 * length, length),)
-  c.train.steps = 4  # on two cores; see docs/long_context.md for a GPU
+  c.train.steps = 5  # on two cores; see docs/long_context.md for a GPU
   # All of the model, at once: adapters begin at nothing, and steps are few.
   c.optimizer.learning_rate = 1e-4
   c.optimizer.schedule = 'constant'
   c.optimizer.warmup_steps = 0
   c.train.log_every = 1
   c.train.eval_rows = 4  # of the first length: as many tokens of the others
-  c.checkpoint.every = 4
+  c.checkpoint.every = 5
   return c

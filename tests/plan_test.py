@@ -47,6 +47,15 @@ def test_both_steps_are_planned_on_the_mesh_of_the_run(jobs, capsys):
   assert '20.00 ms' in out
 
 
+def test_of_several_lengths_the_longest_rows_are_planned(jobs):
+  changes = [
+    '--config.data.length=64',
+    '--config.data.lengths=((4096, 256), (8192, 128))',
+  ]
+  assert _plan(_TINY, '--topology=v5e:2x2', '--nodecode', *changes) == 0
+  assert jobs[0].run.length == 256
+
+
 def test_json_is_one_line(jobs, capsys):
   assert _plan(_TINY, '--topology=v5e:2x2', '--json', '--nodecode') == 0
   out = capsys.readouterr().out

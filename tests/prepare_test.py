@@ -470,3 +470,19 @@ def test_rows_of_every_length_of_a_run_are_made(texts, config):
     for length in (16, 32)
   ]
   assert held[0] == held[1]
+
+
+def test_rows_of_two_lengths_from_different_text_are_refused(texts, config):
+  config.data.lengths = ((1000, 32),)
+  prepare.prepare(config)
+  prepared.refuse_other_text(config.data)
+  with gzip.open(mixtures.get('en_books_tiny').pattern, 'ab') as file:
+    file.write(b'{"text": "a new document about the sea"}\n')
+  longer = ml_collections.ConfigDict(
+    {'data': prepared.at_length(config.data, 32)}
+  )
+  prepare.prepare(longer)
+  with pytest.raises(ValueError, match='en_books_tiny has changed between'):
+    prepared.refuse_other_text(config.data)
+  prepare.prepare(config)
+  prepared.refuse_other_text(config.data)

@@ -60,7 +60,7 @@ _FITS = flags.DEFINE_string(
 def main(config: object = None) -> int:
   """Plans what the flags name; exit code 1 if it does not fit."""
   from yi_jax.planning import compiling, fits, report, search, topologies
-  from yi_jax.training import run_config
+  from yi_jax.training import phases, run_config
 
   def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -71,7 +71,9 @@ def main(config: object = None) -> int:
   if not _TOPOLOGY.value:
     raise ValueError(f'give --topology; there are:\n{topologies.known()}')
   topology = topologies.parse(_TOPOLOGY.value)
-  run = run_config.resolve(config)
+  # Of several lengths (`data.lengths`) the longest needs the most memory.
+  runs = phases.runs(run_config.resolve(config))
+  run = max(runs, key=lambda run: run.length)
   if _SEARCH.value:
     found = search.search(run, topology, _COMPILES.value, tell)
     print(

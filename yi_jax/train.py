@@ -159,6 +159,7 @@ def _train(
     }
     for split in prepared.SPLITS
   )
+  prepared.refuse_other_text(config.data)
   text = texts[run.length]
   words = prepared.open_vocabulary(config.data)
   if words.size > run.model.vocab_size:
@@ -461,7 +462,7 @@ def _describe(
     f'{run.rows:,} rows of {run.length:,} = {tokens:,} tokens a step'
   )
   if run.tokens:
-    line += f'; ends after {run.tokens:,} tokens'
+    line += f'; ends after {run.tokens:,} tokens or {run.steps:,} steps'
   for token, length in run.lengths[1:]:
     line += f'; rows of {length:,} after {token:,} tokens'
   if run.growth.window:

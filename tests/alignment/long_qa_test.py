@@ -10,7 +10,7 @@ import pytest
 from yi_jax import app
 from yi_jax.alignment import long_qa, long_questions
 from yi_jax.alignment.making import endpoint, evolve
-from yi_jax.data import chatml, conversations, mixtures, vocabulary
+from yi_jax.data import chatml, conversations, corpus, mixtures, vocabulary
 from yi_jax.training import run_config
 
 _SETTINGS = long_qa.Settings((3_000, 2_000), 2, 0, 'chatml')
@@ -282,10 +282,38 @@ def test_held_out_documents_are_not_asked_about(tmp_path, monkeypatch):
   for language, texts in _TEXTS.items():
     assert set(found[language]) < set(texts)
     assert 0.4 < len(found[language]) / len(texts) < 0.95
+  data.long.tasks = ('en_books_plays',)
+  with pytest.raises(ValueError, match='plays, which the run does not read'):
+    long_qa.documents(data)
   with data.unlocked():
     data.rates, data.long.tasks = {'en_knowledge_longqa': 1.0}, ()
   with pytest.raises(ValueError, match='reads conversations only'):
     long_qa.documents(data)
+
+
+def test_no_more_of_a_task_is_read_than_is_taken(tmp_path, monkeypatch):
+  monkeypatch.setattr(mixtures, 'TASKS', dict(mixtures.TASKS))
+  path = tmp_path / 'en.jsonl'
+  rows = (json.dumps({'text': text}) + '\n' for text in _TEXTS['en'])
+  path.write_text(''.join(rows))
+  mixtures.register_files('en_books_harbour', str(path))
+  data = run_config.base().data
+  with data.unlocked():
+    data.rates = {'en_books_harbour': 1.0}
+  data.root, data.heldout_fraction = str(tmp_path / 'data'), 0.1
+  data.heldout_bytes = 0
+  monkeypatch.setattr(long_qa, '_TASK_BYTES', 1)
+  found = long_qa.documents(data)['en']
+  read, texts = [], corpus.Corpus.texts
+
+  def count(*args):
+    for text in texts(*args):
+      read.append(text)
+      yield text
+
+  monkeypatch.setattr(corpus.Corpus, 'texts', count)
+  assert len(list(found)) == 1
+  assert len(read) < 10
 
 
 def test_the_command_writes_a_file_a_language(
@@ -321,3 +349,7 @@ def test_the_command_writes_a_file_a_language(
   ):
     assert run(flag) == app.BAD_INPUT
     assert problem in capsys.readouterr().err
+  # Other text may be held out otherwise, too.
+  (tmp_path / 'en/0.txt').write_text(_english(99))
+  assert run('--lengths=1500,2000') == app.BAD_INPUT
+  assert 'made with other settings or documents' in capsys.readouterr().err

@@ -109,3 +109,22 @@ def test_each_bucket_has_the_loss_of_its_positions(sizes, texts):
 )
 def test_long_rows_have_buckets_that_double(firsts, length, want):
   assert evaluation.buckets(firsts, length) == want
+
+
+@pytest.mark.parametrize(
+  ('most', 'want'),
+  [
+    (0, dict(web=9, books=2, code=3, zh_web=5)),
+    (6, dict(web=2, books=2, code=2, zh_web=5)),
+    (3, dict(web=1, books=1, code=1, zh_web=3)),
+    (2, dict(books=1, web=1, zh_web=2)),  # most text first
+    (1, dict(books=1, zh_web=1)),
+  ],
+)
+def test_rows_are_dealt_out_among_the_tasks_of_a_language(most, want):
+  prepared = types.SimpleNamespace(
+    readers=dict(web=range(9), books=range(2), code=range(3), zh_web=range(5)),
+    languages=dict(web='en', books='en', code='en', zh_web='zh'),
+    bytes=dict(web=50, books=90, code=10, zh_web=20),
+  )
+  assert evaluation.row_counts(prepared, most) == want

@@ -80,6 +80,27 @@ def test_a_run_ends_with_the_step_that_reads_enough(tokens, end):
   assert [step for step in range(1, 1001) if plan.ends(step)][0] == end
 
 
+@pytest.mark.parametrize('window', [0, 50])
+def test_growth_that_is_set_anew_when_a_run_goes_on_begins_there(window):
+  plan = phases.Phases(_run(window=window, most_tokens=4096), 0, {})
+  _walk(plan, 0, 30)
+  past = plan.manifest(30)
+  plan = phases.Phases(_run(window=10, most_tokens=1024), 30, past)
+  # Two stretches of ten, counted from where the run goes on.
+  assert [step[0] for step in _walk(plan, 30, 51)] == [8] * 20 + [16]
+
+
+def test_a_batch_that_has_grown_beyond_the_most_is_refused():
+  plan = phases.Phases(_run(window=2, most_tokens=2048), 0, {})
+  _walk(plan, 0, 8)
+  past = plan.manifest(8)
+  run = _run(window=2, most_tokens=1024)
+  with pytest.raises(ValueError, match=r'4 x data.batch_tokens = 2,048 tokens'):
+    phases.Phases(run, 8, past)
+  # Switched off, growth keeps what there is.
+  assert phases.Phases(_run(window=0), 8, past).present.rows == 32
+
+
 def test_losses_that_are_told_one_step_late_change_nothing():
   def walk(late):
     plan = phases.Phases(
@@ -112,6 +133,13 @@ def test_rows_are_left_out_of_the_order_they_are_in():
   assert plan.left_out([], 2, 3) == [(8, 12, 128), (8, 16, 64)]
   again = plan.left_out([(2, 4, 64)], 2, 2)
   assert again == [(2, 4, 64), (10, 18, 64)]
+
+
+def test_steps_left_out_at_once_are_one_range_however_the_batch_grows():
+  plan = phases.Phases(_run(window=2, most_tokens=2048), 0, {})
+  _walk(plan, 0, 10)
+  # `train.rollback` counts ranges: steps 4 to 6 are one, of 8 + 16 + 16 rows.
+  assert plan.left_out([], 4, 6) == [(24, 64, 64)]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,9 @@ def test_without_a_window_nothing_is_remembered():
   ('changes', 'message'),
   [
     ({'window': -1}, 'window must not be negative'),
+    ({'least_gain': 1.0}, 'least_gain is a share of the loss'),
+    ({'least_gain': -0.1}, 'least_gain is a share of the loss'),
+    ({'least_gain': math.nan}, 'least_gain is a share of the loss'),
     ({'factor': 1}, 'whole number from 2 on'),
     ({'factor': 1.5}, 'whole number from 2 on'),
     ({'most_tokens': 150}, 'no room to grow: set it to 2 x .* = 200'),

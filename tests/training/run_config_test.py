@@ -91,12 +91,29 @@ def test_base_refuses_a_key_that_is_not_there():
     ({'optimizer__betas': (0.9, 1.0)}, 'betas'),
     ({'optimizer__learning_rate': float('nan')}, 'learning_rate is nan'),
     ({'optimizer__neftune_alpha': float('inf')}, 'neftune_alpha is inf'),
+    ({'train__eval_buckets': (0, 'a')}, 'eval_buckets are whole numbers'),
+    ({'train__eval_buckets': (0, 9, 9)}, 'eval_buckets are whole numbers'),
+    ({'train__tokens': 999 * 4096}, 'before step 1,000, where the cosine'),
     ({'sample__heldout': -1}, 'sample.heldout must not be negative'),
   ],
 )
 def test_a_config_that_cannot_run_is_refused_by_name(changes, message):
   with pytest.raises(ValueError, match=message):
     run_config.resolve(_with(**changes))
+
+
+def test_a_run_may_end_by_its_tokens_where_its_schedule_does_not_mind():
+  for changes in (
+    {'train__tokens': 999 * 4096 + 1},
+    {'train__tokens': 4096, 'optimizer__schedule': 'constant'},
+  ):
+    run = run_config.resolve(_with(**changes))
+    assert run.tokens == changes['train__tokens']
+  # A batch that grows may end it earlier.
+  growth = {'data__batch_growth__window': 5}
+  growth['data__batch_growth__most_tokens'] = 8192
+  with pytest.raises(ValueError, match=r'train.tokens .* may end the run'):
+    run_config.resolve(_with(train__tokens=1000 * 4096, **growth))
 
 
 def test_a_missing_key_is_named():

@@ -37,6 +37,7 @@ from yi_jax.data import (
   corpus,
   heldout,
   journal,
+  long_documents,
   prepared,
   progress,
   sources,
@@ -446,8 +447,9 @@ def documents(data: Any) -> dict[str, Iterator[str]]:
       or all text if there are none.
 
   Raises:
-    ValueError: if the run reads no text.
+    ValueError: if the run reads no text, or not that of `data.long.tasks`.
   """
+  long_documents.settings(data, prepared.tasks(data))
   data = copy.deepcopy(data)
   rates = {
     name: 1.0 for name, task in prepared.tasks(data).items() if not task.chat
@@ -469,13 +471,26 @@ def documents(data: Any) -> dict[str, Iterator[str]]:
         continue
       left = _TASK_BYTES
       for text in texts.texts(name):
-        if texts.hash(name, text) >= limits[language] and left > 0:
+        if left <= 0:
+          break
+        if texts.hash(name, text) >= limits[language]:
           left -= len(text.encode())
           yield text
 
   asked = {languages[name] for name in data.long.tasks or rates}
   known = set(long_questions.LANGUAGES)
   return {language: read(language) for language in sorted(asked & known)}
+
+
+def _texts_key(data: Any) -> str:
+  """Returns what changes with the text of a run, and so with what it holds out."""
+  found = {
+    name: task.identity()
+    for name, task in prepared.tasks(data).items()
+    if not task.chat
+  }
+  text = json.dumps(found, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def main(config: Any) -> None:
@@ -512,6 +527,7 @@ def main(config: Any) -> None:
       'language': language,
       'tokenizer': words.hash,
       'tasks': list(data.long.tasks),
+      'texts': _texts_key(data),
       'heldout': [data.heldout_fraction, data.heldout_bytes],
     }
     with atomic.locked(folder / f'.{language}.lock'):

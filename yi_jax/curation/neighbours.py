@@ -34,8 +34,8 @@ def order(
 ) -> long_documents.Order:
   """Returns an order in which documents that follow each other are alike.
 
-  The same texts have the same order. Memory: 256 bytes a document, and the
-  sample.
+  The same texts have the same order. Memory: 256 bytes a document, about four
+  times at once, and the sample.
 
   Args:
     texts: gives the texts, from the beginning each time it is called.

@@ -116,7 +116,7 @@ class Journal:
     place = f'{self.path}, line {self._lines}'
     try:
       row = json.loads(line)
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
       raise ValueError(f'{place} is not JSON: {error}') from error
     if not isinstance(row, dict):
       raise ValueError(f'{place} is no JSON object')

@@ -178,6 +178,24 @@ def of_each_length(data: Any) -> dict[int, Any]:
   return {length: at_length(data, length) for _, length in found}
 
 
+def refuse_other_text(data: Any) -> None:
+  """Refuses rows of several lengths that were made of different text.
+
+  What one length holds out, another would learn.
+
+  Raises:
+    ValueError: naming the task, and the cure.
+  """
+  index = read_index(data)
+  for length, one in of_each_length(data).items():
+    for name, entry in read_index(one)['tasks'].items():
+      if entry['identity'] != index['tasks'][name]['identity']:
+        raise ValueError(
+          f'the text of {name} has changed between its rows of {data.length:,} '
+          f'and those of {length:,} tokens; run yi_jax.prepare again'
+        )
+
+
 def tasks(data: Any) -> dict[str, mixtures.Task]:
   """Returns the tasks of a run's config, by name."""
   return {name: mixtures.get(name) for name in stages(data)[0][1]}

@@ -96,9 +96,10 @@ class Evaluator:
   def __call__(self, params: dict[str, Any]) -> Heldout:
     """Returns the figures of the held-out documents."""
     bits, sizes, losses, places = {}, {}, {}, {}
-    counts = self._counts()
-    for task, reader in sorted(self._prepared.readers.items()):
-      language, count = self._prepared.languages[task], counts[task]
+    counts = row_counts(self._prepared, self._max_rows)
+    for task, count in sorted(counts.items()):
+      reader = self._prepared.readers[task]
+      language = self._prepared.languages[task]
       sums = self._nats(params, reader, count)
       nats, weight = sums['nll'], sums['weight']
       size = self._prepared.bytes[task]
@@ -122,18 +123,6 @@ class Evaluator:
         if weight
       },
     )
-
-  def _counts(self) -> dict[str, int]:
-    """Returns how many rows of each task are read."""
-    languages = [self._prepared.languages[t] for t in self._prepared.readers]
-    counts = {}
-    for task, reader in self._prepared.readers.items():
-      limit = len(reader)
-      if self._max_rows:
-        tasks = languages.count(self._prepared.languages[task])
-        limit = max(1, self._max_rows // tasks)
-      counts[task] = min(limit, len(reader))
-    return counts
 
   def _nats(
     self, params: dict[str, Any], reader: Any, count: int
@@ -163,6 +152,28 @@ class Evaluator:
     tokens = np.concatenate(targets)[np.concatenate(weights) > 0]
     text = tokens[~np.isin(tokens, special)]
     return len(self._vocabulary.decode(text.tolist()).encode())
+
+
+def row_counts(prepared: Any, max_rows: int) -> dict[str, int]:
+  """Returns how many rows of which tasks are read.
+
+  Args:
+    prepared: the held-out split, see data/prepared.py.
+    max_rows: rows a language, dealt out evenly; with fewer rows than tasks,
+      those with most text get one. 0 reads all.
+  """
+  tasks_of: dict[str, list[str]] = {}
+  for task in sorted(prepared.readers, key=lambda t: (-prepared.bytes[t], t)):
+    tasks_of.setdefault(prepared.languages[task], []).append(task)
+  counts = {}
+  for tasks in tasks_of.values():
+    for place, task in enumerate(tasks):
+      rows = len(prepared.readers[task])
+      if max_rows:
+        rows = min(rows, max_rows // len(tasks) or int(place < max_rows))
+      if rows:
+        counts[task] = rows
+  return counts
 
 
 def _sums(

@@ -10,6 +10,7 @@ reads what it would have read.
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -54,10 +55,17 @@ class Phases:
       past: manifest of that state, {} for a fresh one.
       turns: tokens at which other text begins, rising: the loss before and
         after is not the same thing.
+
+    Raises:
+      ValueError: if the batch had grown beyond what it may be now.
     """
     self._run, self._turns = run, turns
     tokens = tokens_read(past, run.length)
     self._state = plateau.State(**past.get('growth', {'begun': step}))
+    if step - self._state.begun >= run.growth.window:
+      # A stretch that ran under another window, or none, would never end.
+      self._state = plateau.anew(self._state, step)
+    _check_grown(run, self._state)
     self._changes = [_Change(step, tokens, self._at(tokens))]
 
   @property
@@ -133,13 +141,16 @@ class Phases:
     found: dict[int, list[tuple[int, int]]] = {}
     for begin, end, length in skipped:
       found.setdefault(length, []).append((begin, end))
-    # From the last on: what is left out moves the rows behind it.
-    for step in range(last, first - 1, -1):
-      run = self.run(step)
-      row = -(-self.tokens(step - 1) // run.length)
-      found[run.length] = loader.leave_out(
-        found.get(run.length, []), row, row + run.rows
+    # From the last on: what is left out moves the rows behind it. Steps of one
+    # length together, as `train.rollback` counts ranges.
+    for length, steps in itertools.groupby(
+      range(last, first - 1, -1), lambda step: self.run(step).length
+    ):
+      steps = list(steps)
+      begin, end = (
+        -(-self.tokens(step) // length) for step in (steps[-1] - 1, steps[0])
       )
+      found[length] = loader.leave_out(found.get(length, []), begin, end)
     return [(*pair, length) for length in found for pair in found[length]]
 
   def _change(self, step: int) -> _Change:
@@ -191,6 +202,18 @@ def tokens_read(manifest: Mapping[str, Any], length: int) -> int:
   """
   rows = manifest.get('rows_consumed', 0)
   return manifest.get('tokens_consumed', rows * length)
+
+
+def _check_grown(run: run_config.Run, state: plateau.State) -> None:
+  """Refuses a batch that earlier growth makes larger than the most."""
+  grown, most = _batch_tokens(run) * state.multiple, run.growth.most_tokens
+  if run.growth.window and state.multiple > 1 and grown > most:
+    raise ValueError(
+      f'the batch of this run has grown to {state.multiple} x '
+      f'data.batch_tokens = {grown:,} tokens, more than '
+      f'data.batch_growth.most_tokens = {most:,}: raise that, or lower '
+      'data.batch_tokens'
+    )
 
 
 def _batch_tokens(run: run_config.Run) -> int:

@@ -59,6 +59,11 @@ def check(settings: Settings, batch_tokens: int) -> None:
     raise ValueError(f'{where}.window must not be negative')
   if not settings.window:
     return
+  if not 0 <= settings.least_gain < 1:
+    raise ValueError(
+      f'{where}.least_gain is a share of the loss, from 0 to below 1; not '
+      f'{settings.least_gain}'
+    )
   if settings.factor != int(settings.factor) or settings.factor < 2:
     raise ValueError(
       f'{where}.factor is a whole number from 2 on, so that rows still divide '

@@ -236,7 +236,7 @@ def _data_defaults() -> dict[str, Any]:
     'batch_tokens': 4096,
     # A batch that grows whenever the loss stops falling: while it is small,
     # many noisy steps; then fewer, better ones (McCandlish et al. 2018, Smith
-    # et al. 2018). The rule and its numbers are ours, see training/phases.py.
+    # et al. 2018). The rule and its numbers are ours, see training/plateau.py.
     'batch_growth': {
       # Steps of each of the two stretches whose mean losses are compared; 0
       # keeps the batch as it is.
@@ -380,8 +380,11 @@ def resolve(config: Any) -> Run:
   growth = plateau.Settings(**data['batch_growth'])
   plateau.check(growth, data['batch_tokens'])
   firsts = list(train['eval_buckets'])
-  if firsts and (firsts[0] != 0 or firsts != sorted(set(firsts))):
-    raise ValueError(f'train.eval_buckets rise from 0, not {firsts}')
+  whole = all(isinstance(first, int) for first in firsts)
+  if firsts and (not whole or firsts[0] or firsts != sorted(set(firsts))):
+    raise ValueError(
+      f'train.eval_buckets are whole numbers that rise from 0, not {firsts}'
+    )
   profile_range(train['profile'])
   section = _scaled(config['optimizer'], data)
   if model.lora and section['trainable'] == '.*':
@@ -403,6 +406,16 @@ def resolve(config: Any) -> Run:
     seed=config['seed'],
   )
   optimizer.check(settings, run.steps, transformer.param_axes(model))
+  most = max(data['batch_tokens'], growth.most_tokens if growth.window else 0)
+  if settings.schedule != 'constant' and 0 < run.tokens <= (
+    most * (run.steps - 1)
+  ):
+    raise ValueError(
+      f'train.tokens ({run.tokens:,}) may end the run before step '
+      f'{run.steps:,}, where the {settings.schedule} schedule ends: the rate '
+      "would not have fallen. Take optimizer.schedule = 'constant', or "
+      'train.tokens = 0'
+    )
   if run.rows % settings.accumulate_steps:
     raise ValueError(
       f'{run.rows} rows a step cannot be cut into '
