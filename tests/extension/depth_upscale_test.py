@@ -140,10 +140,10 @@ def test_the_first_token_and_the_outer_layers_do_not_count():
 
 
 def test_a_block_holds_whole_repeats_of_the_pattern():
-  means = np.array([9, 9, 0, 5, 4, 0, 9, 9])  # 3 and 4 are no repeat of two
+  means = np.array([9, 1, 0, 5, 4, 0, 1, 9])  # 3 and 4 are no repeat of two
   assert depth_upscale.choose(means, 2) == (3, 5)
   assert depth_upscale.choose(means, 2, width=2) == (2, 4)
-  with pytest.raises(ValueError, match='from 2 to 4 .* in repeats of 2'):
+  with pytest.raises(ValueError, match='from 2 to 4 .* whole repeats of 2'):
     depth_upscale.choose(means, 3, width=2)
 
 

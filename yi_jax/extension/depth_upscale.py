@@ -212,13 +212,14 @@ def check_block(
   # The first and the last layer stand alone, with the rest of their repeats.
   most = num_layers - 1 - width
   most -= most % width
+  repeats = f' in whole repeats of {width}' if width > 1 else ''
   if most < 1:
     raise ValueError(
-      f'a model of {num_layers} layers, in repeats of {width}, has none between '
-      'the first and the last, so none to say twice'
+      f'a model of {num_layers} layers has none{repeats} between the first and '
+      'the last, so none to say twice'
     )
   if not 0 < count <= most or count % width:
     raise ValueError(
-      f'{name} takes from {width} to {most} of these {num_layers} layers '
-      f'(neither the first nor the last; in repeats of {width}), not {count}'
+      f'{name} takes from {width} to {most} of these {num_layers} layers'
+      f'{repeats} (neither the first nor the last), not {count}'
     )
