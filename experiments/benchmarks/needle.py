@@ -10,8 +10,10 @@ English plays up to 8,192 tokens, its whole window, and the same work for every
 cell: score the right value and four others, and write the answer with the
 likeliest tokens. transformers reads every row in full, once (the values and the
 answer go on from its cache); ours reads what rows share once for all cells. The
-last line is JSON: seconds of both sides, `ratio`, how many tokens each read, and
-whether the scores agree.
+last line is JSON: seconds of both sides, `ratio`, how many tokens each read and how
+many operations that takes, and whether the scores agree. `--count` runs neither
+side and tells only how many operations reading the rows of a grid takes, which is
+the most that sharing can gain.
 """
 
 import argparse
@@ -24,6 +26,11 @@ import tempfile
 import numpy as np
 import pairs
 
+from yi_jax import compilation_cache
+from yi_jax.checkpoints import hf
+from yi_jax.evaluation import cells, documents, needle, needles, subject
+from yi_jax.serving import reading
+
 _HERE = pathlib.Path(__file__).resolve().parent
 _REPOSITORY = _HERE.parents[1]
 _MODEL = _REPOSITORY / 'data/raw/SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -31,19 +38,35 @@ _MODEL = _REPOSITORY / 'data/raw/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 def _plan(model, lengths: list[int], depths: list[float], count: int) -> list:
   """Returns the cells of the grid, in the order in which we read them."""
-  from yi_jax.evaluation import cells, documents, needles
-
   texts = documents.texts('en', (), _REPOSITORY / 'data/raw')
   stream = documents.stream(texts, model.words, max(lengths))
   found = needles.facts('en', count, seed=0)
   return cells.in_order(cells.plan(model, found, stream, lengths, depths))
 
 
+def _operations(config, planned: list) -> dict[str, float]:
+  """Returns floating-point operations of reading all rows, values left out."""
+  layer = config.hidden_size * config.head_dim
+  layer *= 2 * (config.num_attention_heads + config.num_key_value_heads)
+  layer += 3 * config.hidden_size * config.intermediate_size
+  width = config.num_attention_heads * config.head_dim
+
+  def read(begin: int, end: int) -> float:
+    products = 2 * layer * (end - begin)
+    attention = 2 * width * (end**2 - begin**2)  # half of all pairs
+    return float(config.num_hidden_layers * (products + attention))
+
+  held, ours, theirs = planned[0].row()[:0], 0.0, 0.0
+  for cell in planned:
+    row = cell.row()
+    ours += read(reading.common_prefix(held, row), len(row))
+    theirs += read(0, len(row))
+    held = row
+  return {'yi_jax': ours, 'transformers': theirs}
+
+
 def _worker(folder: str, shape: tuple) -> None:
   """Serves the whole grid with our reader, the cache being empty at first."""
-  from yi_jax import compilation_cache
-  from yi_jax.evaluation import needle, subject
-
   compilation_cache.enable()
   model = subject.open_subject(str(_MODEL))
   planned = _plan(model, *shape)
@@ -62,15 +85,11 @@ def _worker(folder: str, shape: tuple) -> None:
   pairs.serve(grid, warm_up=0)
 
 
-def _write_rows(folder: pathlib.Path, shape: tuple) -> None:
+def _write_rows(folder: pathlib.Path, model, planned: list) -> None:
   """Writes the model and the grid in forms that the peer reads."""
-  from yi_jax.checkpoints import hf
-  from yi_jax.evaluation import subject
-
-  model = subject.open_subject(str(_MODEL))
   hf.save_pretrained(model.config, model.params, folder / 'model')
   rows = []
-  for cell in _plan(model, *shape):
+  for cell in planned:
     right, wrong = cell.answers(model.words)
     rows.append(
       {
@@ -99,9 +118,11 @@ def _compare(shape: tuple, rounds: int, arguments: list[str]) -> None:
       f'error: no {_MODEL}; fetch it with: '
       'launch/local.sh python -m yi_jax.data.raw --group=model'
     )
+  model = subject.open_subject(str(_MODEL))
+  planned = _plan(model, *shape)
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    _write_rows(folder, shape)
+    _write_rows(folder, model, planned)
     where = f'--folder={folder}'
     seconds = pairs.measure(
       {
@@ -125,6 +146,7 @@ def _compare(shape: tuple, rounds: int, arguments: list[str]) -> None:
     'seconds': {side: round(s, 1) for side, s in took.items()},
     'ratio': round(took['transformers'] / took['yi_jax'], 2),
     'tokens_read': {'yi_jax': ours['read'], 'transformers': theirs['read']},
+    'operations': _operations(model.config, planned),
     'exact': round(
       statistics.mean(cell['exact'] for cell in ours['cells'].values()), 3
     ),
@@ -146,13 +168,19 @@ def main() -> None:
   parser.add_argument('--depths', default='0,50,100')
   parser.add_argument('--needles', type=int, default=1)
   parser.add_argument('--rounds', type=int, default=1)
+  parser.add_argument('--count', action='store_true')
   parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--folder', help=argparse.SUPPRESS)
   args = parser.parse_args()
   lengths = [int(length) for length in args.lengths.split(',')]
   depths = [float(depth) for depth in args.depths.split(',')]
   shape = lengths, depths, args.needles
-  if args.worker:
+  if args.count:
+    model = subject.open_subject(str(_MODEL))
+    found = _operations(model.config, _plan(model, *shape))
+    ratio = found['transformers'] / found['yi_jax']
+    print(json.dumps({'operations': found, 'ratio': round(ratio, 2)}))
+  elif args.worker:
     _worker(args.folder, shape)
   else:
     arguments = [
