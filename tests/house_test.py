@@ -39,7 +39,7 @@ _MAY_IMPORT = {
   'planning': {'models', 'sharding', 'data', 'training', 'paths'},
   'evaluation': {
     *('models', 'sharding', 'data', 'checkpoints', 'training', 'serving'),
-    'paths',
+    *('extension', 'paths'),
   },
   'alignment': {
     *('app', 'models', 'sharding', 'data', 'checkpoints', 'training', 'paths'),

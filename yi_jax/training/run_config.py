@@ -365,8 +365,7 @@ def resolve(config: Any) -> Run:
     if config[section][name] < 1:
       raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
   for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor') + (
-    'train.tokens',
-    'sample.heldout',
+    *('train.tokens', 'sample.heldout'),
     'train.rollback',
     'train.hang_seconds',
     'checkpoint.local_every',
@@ -379,12 +378,7 @@ def resolve(config: Any) -> Run:
     raise ValueError('sample.tokens must be at least 1')
   growth = plateau.Settings(**data['batch_growth'])
   plateau.check(growth, data['batch_tokens'])
-  firsts = list(train['eval_buckets'])
-  whole = all(isinstance(first, int) for first in firsts)
-  if firsts and (not whole or firsts[0] or firsts != sorted(set(firsts))):
-    raise ValueError(
-      f'train.eval_buckets are whole numbers that rise from 0, not {firsts}'
-    )
+  _check_buckets(list(train['eval_buckets']))
   profile_range(train['profile'])
   section = _scaled(config['optimizer'], data)
   if model.lora and section['trainable'] == '.*':
@@ -406,22 +400,32 @@ def resolve(config: Any) -> Run:
     seed=config['seed'],
   )
   optimizer.check(settings, run.steps, transformer.param_axes(model))
-  most = max(data['batch_tokens'], growth.most_tokens if growth.window else 0)
-  if settings.schedule != 'constant' and 0 < run.tokens <= (
-    most * (run.steps - 1)
-  ):
-    raise ValueError(
-      f'train.tokens ({run.tokens:,}) may end the run before step '
-      f'{run.steps:,}, where the {settings.schedule} schedule ends: the rate '
-      "would not have fallen. Take optimizer.schedule = 'constant', or "
-      'train.tokens = 0'
-    )
+  _check_end(run)
   if run.rows % settings.accumulate_steps:
     raise ValueError(
       f'{run.rows} rows a step cannot be cut into '
       f'optimizer.accumulate_steps = {settings.accumulate_steps} equal pieces'
     )
   return run
+
+
+def _check_buckets(firsts: list[Any]) -> None:
+  whole = all(isinstance(first, int) for first in firsts)
+  if firsts and (not whole or firsts[0] or firsts != sorted(set(firsts))):
+    wanted = 'whole numbers that rise from 0'
+    raise ValueError(f'train.eval_buckets are {wanted}, not {firsts}')
+
+
+def _check_end(run: Run) -> None:
+  """Refuses to end a run in tokens before its rate has fallen."""
+  grown = run.growth.most_tokens if run.growth.window else 0
+  before = max(run.rows * run.length, grown) * (run.steps - 1)
+  if run.optimizer.schedule != 'constant' and 0 < run.tokens <= before:
+    raise ValueError(
+      f'train.tokens ({run.tokens:,}) may end the run before step {run.steps:,},'
+      f' where the {run.optimizer.schedule} schedule ends: the rate would not '
+      "have fallen. Take optimizer.schedule = 'constant', or train.tokens = 0"
+    )
 
 
 def _lengths(
