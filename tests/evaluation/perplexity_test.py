@@ -111,7 +111,7 @@ def test_only_buckets_that_double_are_drawn_by_logarithm(
   ],
 )
 def test_bad_options_are_refused(base, files, tmp_path, changes, message):
-  options = perplexity.Options(('en',), 1000, documents=(files['en'],))
+  options = perplexity.Options(('en',), (files['en'],), length=1000)
   with pytest.raises(ValueError, match=message):
     perplexity.run(base, dataclasses.replace(options, **changes), tmp_path)
 

@@ -1,5 +1,6 @@
 """Long real documents as token ids, and where their sentences end."""
 
+import dataclasses
 import hashlib
 import pathlib
 import re
@@ -8,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from yi_jax import spelling
+from yi_jax import paths, spelling
 from yi_jax.data import sources
 from yi_jax.data import tokenizer as tokenizers
+from yi_jax.evaluation import options
 
 LANGUAGES = ('en', 'zh')
 # Books and statutes: the long documents of the raw sources.
@@ -22,6 +24,33 @@ _ENDS = re.compile(
   r'(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?]+["\'”’)\]]*(?=\s|$)'
   r'|[。！？]+[”’」』）]*'
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Which documents a task reads."""
+
+  languages: tuple[str, ...] = options.option(LANGUAGES, 'of the texts', str)
+  documents: tuple[str, ...] = options.option(
+    (), 'UTF-8 files to read; default: books and statutes of the raw data', str
+  )
+  data_root: str = options.option('data', 'holds raw/ with the documents')
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for languages without documents, or none at all."""
+    check_languages(self.languages, self.documents)
+
+  def texts(self, language: str) -> Iterator[str]:
+    """Yields documents of a language; see `texts`."""
+    raw = pathlib.Path(paths.in_repository(self.data_root)) / 'raw'
+    return texts(language, self.documents, raw)
+
+  def identity(self) -> dict[str, str]:
+    """Returns what changes when the documents do, for a record."""
+    return {
+      f'documents_{language}': identity(language, self.documents)
+      for language in self.languages
+    }
 
 
 class Stream(NamedTuple):

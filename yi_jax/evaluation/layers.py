@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax import paths
 from yi_jax.data import atomic, progress
 from yi_jax.evaluation import documents, options, pictures, record
 from yi_jax.evaluation import subject as subjects
@@ -21,21 +20,14 @@ from yi_jax.extension import depth_upscale
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(documents.Options):
   """What `--task=layers` can be told."""
 
-  languages: tuple[str, ...] = options.option(
-    documents.LANGUAGES, 'of the texts', str
-  )
   length: int = options.option(512, 'tokens of a row')
   samples: int = options.option(8, 'rows a language, read at once')
   repeat: int = options.option(
     0, 'layers that the deeper model has twice; 0 takes half of them, as Yi-9B'
   )
-  documents: tuple[str, ...] = options.option(
-    (), 'UTF-8 files to read; default: books and statutes of the raw data', str
-  )
-  data_root: str = options.option('data', 'holds raw/ with the documents')
 
   def __post_init__(self) -> None:
     """Raises ValueError for options that make no sense for any model."""
@@ -43,7 +35,7 @@ class Options:
       raise ValueError(f'--length must be at least 2, not {self.length}')
     if self.samples < 1:
       raise ValueError(f'--samples must be at least 1, not {self.samples}')
-    documents.check_languages(self.languages, self.documents)
+    super().__post_init__()
 
 
 def run(
@@ -67,10 +59,9 @@ def run(
   depth_upscale.check_block(
     subject.config.num_hidden_layers, *_repeat(subject, wanted), '--repeat'
   )
-  raw = pathlib.Path(paths.in_repository(wanted.data_root)) / 'raw'
   rows = {
     language: documents.rows(
-      documents.texts(language, wanted.documents, raw),
+      wanted.texts(language),
       subject.words,
       wanted.length - len(subject.start),
       wanted.samples,
@@ -81,11 +72,8 @@ def run(
     'task': 'layers',
     **subject.identity,
     'rows': [wanted.samples, wanted.length],
+    **wanted.identity(),
   }
-  for language in rows:
-    identity[f'documents_{language}'] = documents.identity(
-      language, wanted.documents
-    )
   book = record.Record(folder / 'journal.jsonl', identity)
   for language, found in rows.items():
     if language in book.done:

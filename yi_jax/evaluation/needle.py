@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax import paths
 from yi_jax.data import atomic, progress
 from yi_jax.evaluation import (
   cells,
@@ -36,12 +35,9 @@ _TOLD = 5  # seconds between two lines of progress
 
 
 @dataclasses.dataclass(frozen=True)
-class GridOptions:
+class GridOptions(documents.Options):
   """What every task on a grid can be told."""
 
-  languages: tuple[str, ...] = options.option(
-    documents.LANGUAGES, 'of the texts', str
-  )
   lengths: tuple[int, ...] = options.option(
     (), 'tokens of a row; default: eight up to the positions of the model', int
   )
@@ -49,10 +45,6 @@ class GridOptions:
     tuple(range(0, 101, 10)), 'where the needle is, 0 to 100 percent', float
   )
   needles: int = options.option(3, 'needles a language, tried one by one')
-  documents: tuple[str, ...] = options.option(
-    (), 'UTF-8 files to read; default: books and statutes of the raw data', str
-  )
-  data_root: str = options.option('data', 'holds raw/ with the documents')
   seed: int = options.option(0, 'of what is drawn')
 
   def __post_init__(self) -> None:
@@ -64,7 +56,7 @@ class GridOptions:
         raise ValueError(f'a depth of {depth:g} % is outside 0 to 100')
     if not self.depths:
       raise ValueError('--depths names no depth')
-    documents.check_languages(self.languages, self.documents)
+    super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +147,7 @@ def run_grid(
       identity[name] = getattr(wanted, name)
   if getattr(wanted, 'needles_file', ''):
     identity['needles_file'] = documents.hash_file(wanted.needles_file)
-  for language in planned:
-    identity[f'documents_{language}'] = documents.identity(
-      language, wanted.documents
-    )
+  identity |= wanted.identity()
   book = record.Record(folder / 'journal.jsonl', identity)
   every = [cell for found in planned.values() for cell in found]
   left = [cell for cell in every if cell.name not in book.done]
@@ -193,12 +182,12 @@ def plan(
   make: Callable[[str], list[needles.Needle]],
 ) -> dict[str, list[cells.Cell]]:
   """Returns language -> cells."""
-  raw = pathlib.Path(paths.in_repository(wanted.data_root)) / 'raw'
   planned = {}
   for language in wanted.languages:
     found = make(language)
-    texts = documents.texts(language, wanted.documents, raw)
-    stream = documents.stream(texts, subject.words, lengths[-1])
+    stream = documents.stream(
+      wanted.texts(language), subject.words, lengths[-1]
+    )
     depths = sorted(set(wanted.depths))
     planned[language] = cells.plan(subject, found, stream, lengths, depths)
   return planned

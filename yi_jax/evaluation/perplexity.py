@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from yi_jax import paths
 from yi_jax.data import atomic, progress
 from yi_jax.evaluation import documents, options, pictures, record
 from yi_jax.evaluation import subject as subjects
@@ -26,12 +25,9 @@ _FIRST = 64  # tokens of the first bucket that doubles
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(documents.Options):
   """What `--task=perplexity` can be told."""
 
-  languages: tuple[str, ...] = options.option(
-    documents.LANGUAGES, 'of the texts', str
-  )
   length: int = options.option(
     0, 'tokens of a row; 0 takes the positions of the model'
   )
@@ -39,10 +35,6 @@ class Options:
   buckets: int = options.option(
     0, 'equal buckets of positions; 0 doubles them: 0, 64, 128, 256 ...'
   )
-  documents: tuple[str, ...] = options.option(
-    (), 'UTF-8 files to read; default: books and statutes of the raw data', str
-  )
-  data_root: str = options.option('data', 'holds raw/ with the documents')
 
   def __post_init__(self) -> None:
     """Raises ValueError for options that make no sense for any model."""
@@ -50,7 +42,7 @@ class Options:
       raise ValueError(f'--length must be at least 2, not {self.length}')
     if self.samples < 1:
       raise ValueError(f'--samples must be at least 1, not {self.samples}')
-    documents.check_languages(self.languages, self.documents)
+    super().__post_init__()
 
 
 def edges(length: int, buckets: int) -> list[int]:
@@ -99,12 +91,11 @@ def run(
   length = wanted.length or subject.config.max_position_embeddings
   subject.check_length(length)
   limits = edges(length, wanted.buckets)
-  raw = pathlib.Path(paths.in_repository(wanted.data_root)) / 'raw'
   # What stands before a text is no token of it.
   inside = length - len(subject.start)
   rows = {
     language: documents.rows(
-      documents.texts(language, wanted.documents, raw),
+      wanted.texts(language),
       subject.words,
       inside,
       wanted.samples,
@@ -112,10 +103,7 @@ def run(
     for language in wanted.languages
   }
   identity = {'task': 'perplexity', **subject.identity, 'edges': limits}
-  for language in rows:
-    identity[f'documents_{language}'] = documents.identity(
-      language, wanted.documents
-    )
+  identity |= wanted.identity()
   book = record.Record(folder / 'journal.jsonl', identity)
   _work(subject, rows, limits, book)
   return _report(subject, rows, limits, book, folder)

@@ -7,7 +7,8 @@ R = G·Q.
 `attention.cached` makes [T, S] scores, `blockwise` meets every slot of a cache,
 full or empty. Here a loop meets blocks of slots, with an online softmax, up to
 the last one that holds anything: time follows what was read, not the room there
-is, and memory is that of one block. It is forward only: nothing is learned here.
+is, and memory is that of one block. A few tokens meet all slots at once. It is
+forward only: nothing is learned here.
 
 Scores stand transposed, [C, R], as in blockwise.py: their largest and their sum
 are then taken along the outer axis, which CPUs do in vectors.
