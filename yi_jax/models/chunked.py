@@ -1,8 +1,7 @@
 """Attention of a chunk of new tokens to a long cache.
 
 Axes: B batch, T query length, S slots, N query heads, K key/value heads,
-G = N/K queries a key head, H head dim; Q and C a block of queries and of keys,
-R = G·Q.
+G = N/K queries a key head, R = G·T, H head dim; C a block of keys.
 
 `attention.cached` makes [T, S] scores, `blockwise` meets every slot of a cache,
 full or empty. Here a loop meets blocks of slots, with an online softmax, up to
@@ -10,8 +9,8 @@ the last one that holds anything: time follows what was read, not the room there
 is, and memory is that of one block. A few tokens meet all slots at once. It is
 forward only: nothing is learned here.
 
-Scores stand transposed, [C, R], as in blockwise.py: their largest and their sum
-are then taken along the outer axis, which CPUs do in vectors.
+Keys and values are taken as the cache has them, [B, K, H, S] and [B, K, S, H]:
+a cache is never turned round, and a block of it is one copy.
 """
 
 import dataclasses
@@ -22,8 +21,7 @@ import jax.numpy as jnp
 
 from yi_jax.models import attention
 
-BLOCK = 512  # keys: with 256 queries their scores stay near the core
-_QUERIES = 256
+BLOCK = 512  # keys; a larger one wastes more of the last, which is masked
 _FEW = 8  # queries, for which all scores together are small
 
 
@@ -62,14 +60,10 @@ def chunked(
       jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (k_BSKH, v_BSKH)
     )
     mask = _padded(mask, more)
-  q = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 4, 3, 1)
-  outs = []
-  for start in range(0, T, _QUERIES):
-    here = slice(start, min(start + _QUERIES, T))
-    out = _attend(q[..., here], k_BSKH, v_BSKH, mask.slice(here, None), block)
-    outs.append(out)
-  out = jnp.concatenate(outs, axis=-1)  # [B, K, H, G, T]
-  return out.transpose(0, 4, 1, 3, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
+  q = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  k, v = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
+  out = _attend(q, k, v, mask, block)
+  return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
 def _padded(mask: attention.Mask, more: int) -> attention.Mask:
@@ -89,48 +83,45 @@ def _padded(mask: attention.Mask, more: int) -> attention.Mask:
 
 
 def _attend(
-  q: jax.Array,
-  k_BSKH: jax.Array,
-  v_BSKH: jax.Array,
+  q_BKGTH: jax.Array,
+  k_BKHS: jax.Array,
+  v_BKSH: jax.Array,
   mask: attention.Mask,
   block: int,
 ) -> jax.Array:
-  """float32[B, K, H, G, Q] of queries [B, K, H, G, Q], all at once."""
-  B, K, H, G, Q = q.shape
-  rows = q.reshape(B, K, H, G * Q)
+  """float32[B, K, G, T, H]."""
+  B, K, G, T, H = q_BKGTH.shape
+  q_BKRH = q_BKGTH.reshape(B, K, G * T, H)
   whole, end = _blocks(mask, block)
 
   def meet(j: jax.Array, carry: tuple, everything: bool) -> tuple:
     out, top, total = carry
-    # Cut as it lies, a block is one copy; cut from a transposed view, many.
-    k_BCKH, v_BCKH = (
-      jax.lax.dynamic_slice_in_dim(x, j * block, block, 1)
-      for x in (k_BSKH, v_BSKH)
-    )
+    k_BKHC = jax.lax.dynamic_slice_in_dim(k_BKHS, j * block, block, 3)
+    v_BKCH = jax.lax.dynamic_slice_in_dim(v_BKSH, j * block, block, 2)
     scores = jnp.einsum(
-      'BCKH,BKHR->BKCR', k_BCKH, rows, preferred_element_type=jnp.float32
+      'BKRH,BKHC->BKRC', q_BKRH, k_BKHC, preferred_element_type=jnp.float32
     )
     if not everything:
-      seen = _visible(mask, j, block, Q).swapaxes(1, 2)[:, None, :, None]
-      scores = scores.reshape(B, K, block, G, Q)
+      seen = _visible(mask, j, block, T)[:, None, None]
+      scores = scores.reshape(B, K, G, T, block)
       scores = jnp.where(seen, scores, attention.MASKED)
-      scores = scores.reshape(B, K, block, G * Q)
-    new_top = jnp.maximum(top, jnp.max(scores, axis=2, keepdims=True))
+      scores = scores.reshape(B, K, G * T, block)
+    new_top = jnp.maximum(top, jnp.max(scores, axis=3, keepdims=True))
     weights = jnp.exp(scores - new_top)
     shrink = jnp.exp(top - new_top)
     more = jnp.einsum(
-      'BCKH,BKCR->BKHR',
-      v_BCKH,
-      weights.astype(v_BCKH.dtype),
+      'BKRC,BKCH->BKRH',
+      weights.astype(v_BKCH.dtype),
+      v_BKCH,
       preferred_element_type=jnp.float32,
     )
-    total = total * shrink + jnp.sum(weights, axis=2, keepdims=True)
+    total = total * shrink + jnp.sum(weights, axis=3, keepdims=True)
     return out * shrink + more, new_top, total
 
   start = (
-    jnp.zeros((B, K, H, G * Q), jnp.float32),
-    jnp.full((B, K, 1, G * Q), attention.MASKED, jnp.float32),
-    jnp.zeros((B, K, 1, G * Q), jnp.float32),
+    jnp.zeros((B, K, G * T, H), jnp.float32),
+    jnp.full((B, K, G * T, 1), attention.MASKED, jnp.float32),
+    jnp.zeros((B, K, G * T, 1), jnp.float32),
   )
   # Most blocks are seen whole and need no mask.
   carry = jax.lax.fori_loop(
@@ -139,7 +130,7 @@ def _attend(
   out, _, total = jax.lax.fori_loop(
     whole, end, functools.partial(meet, everything=False), carry
   )
-  return (out / total).reshape(B, K, H, G, Q)
+  return (out / total).reshape(B, K, G, T, H)
 
 
 def _blocks(
