@@ -6,8 +6,7 @@ G = N/K queries a key head, R = G·T, H head dim; C a block of keys.
 `attention.cached` makes [T, S] scores, `blockwise` meets every slot of a cache,
 full or empty. Here a loop meets blocks of slots, with an online softmax, up to
 the last one that holds anything: time follows what was read, not the room there
-is, and memory is that of one block. A few tokens meet all slots at once. It is
-forward only: nothing is learned here.
+is, and memory is that of one block. It is forward only: nothing is learned here.
 
 Keys and values are taken as the cache has them, [B, K, H, S] and [B, K, S, H]:
 a cache is never turned round, and a block of it is one copy.
@@ -15,6 +14,7 @@ a cache is never turned round, and a block of it is one copy.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from yi_jax.models import attention
 
 BLOCK = 512  # keys; a larger one wastes more of the last, which is masked
-_FEW = 8  # queries, for which all scores together are small
+_LARGE = 2048  # keys, for few queries: fewer turns of the loop
+_FEW = 8  # queries
 
 
 def chunked(
@@ -30,7 +31,7 @@ def chunked(
   k_BSKH: jax.Array,
   v_BSKH: jax.Array,
   mask: attention.Mask,
-  block: int = BLOCK,
+  block: int | None = None,
 ) -> jax.Array:
   """Attends to a cache; same arguments and result as `attention.cached`.
 
@@ -39,7 +40,8 @@ def chunked(
     k_BSKH: rotated keys; K divides N.
     v_BSKH: values.
     mask: what each query sees, by positions.
-    block: of keys. A cache that is no whole number of them is copied.
+    block: of keys; None takes BLOCK, or more for few queries. A cache that is no
+      whole number of blocks is copied.
 
   Returns:
     [B, T, N, H] in q's type. What padding (position -1) gets means nothing.
@@ -50,10 +52,9 @@ def chunked(
   if mask.q_positions is None:
     raise ValueError('chunked attention needs the positions of a cache')
   B, T, N, H = q_BTNH.shape
-  if T <= _FEW:
-    # A turn of the loop would cost more than scores of slots that are empty.
-    return attention.cached(q_BTNH, k_BSKH, v_BSKH, mask)
   S, K = k_BSKH.shape[1:3]
+  if block is None:
+    block = BLOCK if T > _FEW else max(BLOCK, math.gcd(S, _LARGE))
   more = -S % block
   if more:
     k_BSKH, v_BSKH = (

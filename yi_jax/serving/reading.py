@@ -21,7 +21,7 @@ from yi_jax.models import config as config_lib
 from yi_jax.serving import compute
 
 _SIZES = (32, 128, 512)  # tokens of the programs that only read
-_SCORED_SIZES = (1, 8, 32, 512)  # and of those that score
+_SCORED_SIZES = (1, 4, 32, 512)  # and of those that score
 _LOGITS = 128  # tokens whose [V] logits are there at once
 
 
