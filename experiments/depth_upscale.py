@@ -94,6 +94,7 @@ def _yi_9b(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.train.tokens = 2 * _STAGE
   c.train.steps = -(-c.train.tokens // c.data.batch_tokens)  # if none grows
   c.train.eval_every = 5000
+  c.train.eval_first = True
   c.train.eval_rows = 1024
   c.checkpoint.every = 1000
   return c
@@ -129,6 +130,7 @@ def _smollm2(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.train.steps = 60
   c.train.log_every = 1
   c.train.eval_every = 10
+  c.train.eval_first = True
   c.train.eval_rows = 8
   c.checkpoint.every = 30
   return c

@@ -96,6 +96,7 @@ def _yi(name: str) -> ml_collections.ConfigDict:
   c.mesh.tensor = 4 if name == 'yi_34b' else 1
   c.train.log_every = 1
   c.train.eval_every = 250
+  c.train.eval_first = True
   c.train.eval_rows = 20
   c.checkpoint.every = 50
   return c
@@ -148,6 +149,7 @@ def _smollm2(length: int) -> ml_collections.ConfigDict:
   c.optimizer.schedule = 'constant'
   c.optimizer.warmup_steps = 0
   c.train.log_every = 1
+  c.train.eval_first = True
   c.train.eval_rows = 4  # of the first length: as many tokens of the others
   c.checkpoint.every = 5
   return c

@@ -568,7 +568,8 @@ def test_two_runs_in_one_workdir_are_refused(config_file, tmp_path):
 def test_a_run_starts_from_the_weights_of_another_and_is_profiled(
   whole, config_file, tmp_path, monkeypatch
 ):
-  config = _config(config_file, train__steps=3, train__profile='2-3')
+  changes = dict(train__steps=3, train__profile='2-3', train__eval_first=True)
+  config = _config(config_file, **changes)
   # After the 256 tokens of a step, Chinese alone.
   config.data.stages = ((256, {'zh_other_test': 1}),)
   batches, put = [], train_step.put_batch
@@ -584,8 +585,10 @@ def test_a_run_starts_from_the_weights_of_another_and_is_profiled(
   before, after = (
     metrics.read(workdir / 'metrics.jsonl') for workdir in (whole[0], tmp_path)
   )
-  assert after[0]['loss'] == pytest.approx(before[-1]['loss'], abs=0.3)
-  assert after[0]['step'] == 1
+  assert [line['step'] for line in after] == [0, 1, 2, 3]
+  found, wanted = after[0]['bits_per_byte'], before[-1]['bits_per_byte']
+  assert found == pytest.approx(wanted, rel=1e-5)
+  assert after[1]['loss'] == pytest.approx(before[-1]['loss'], abs=0.3)
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
   rows = prepared.open_prepared(config.data, 'train').readers['zh_other_test']
   chinese = {int(rows[i]['row_id']) for i in range(len(rows))}

@@ -32,6 +32,7 @@ from yi_jax.sharding import report as layout
 from yi_jax.training import (
   checkpointing,
   course,
+  evaluation,
   faults,
   metrics,
   phases,
@@ -277,8 +278,12 @@ def _train(
       folder.push()
 
   status.tell(status.RUNNING, first)
-  goodput.now('step')
   watchdog.alive(first)
+  if config.train.eval_first and not first:
+    with watchdog.patient():
+      goodput.now('evaluation')
+      board.begin(**_some(part.evaluate(state.params)))
+  goodput.now('step')
   clock, values, number = time.monotonic(), {}, first
   while not plan.ends(number):
     number += 1
@@ -312,7 +317,7 @@ def _train(
         if evaluates and not stopping:
           with goodput.on('evaluation'):
             figures = part.evaluate(state.params)
-          more |= {k: v for k, v in figures._asdict().items() if v}
+          more |= _some(figures)
         while late:
           look(*late.popleft(), **more)
         if saves:
@@ -363,6 +368,11 @@ def _train(
     say(report.summary(values, workdir))
   status.tell(status.DONE, number)
   return 0
+
+
+def _some(figures: evaluation.Heldout) -> dict[str, dict[str, float]]:
+  """Returns the kinds of figures that there are."""
+  return {name: found for name, found in figures._asdict().items() if found}
 
 
 def _place() -> start.Place | None:

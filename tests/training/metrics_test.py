@@ -33,6 +33,13 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
   assert lines[2] == {'step': 3, **_line(3.0)}
 
 
+def test_a_run_made_anew_drops_its_step_0_too(tmp_path):
+  for _ in range(2):
+    _write(tmp_path, 0, [0, 1])
+  lines = metrics.read(tmp_path / 'metrics.jsonl')
+  assert [line['step'] for line in lines] == [0, 1]
+
+
 def test_tensorboard_reads_the_events_and_forgets_dropped_steps(tmp_path):
   _write(tmp_path, 0, [1, 2, 3])
   _write(tmp_path, 2, [3])

@@ -265,7 +265,8 @@ def _drop_after(path: str, step: int) -> None:
   """Removes what a killed run had logged beyond its last checkpoint."""
   if not os.path.exists(path):
     return
-  kept = [line for line in read(path) if line['step'] <= step]
+  # Where there is none, all is made anew, step 0 as well.
+  kept = [line for line in read(path) if step and line['step'] <= step]
   part = f'{path}.part'
   with open(part, 'w') as file:
     file.writelines(json.dumps(line) + '\n' for line in kept)
@@ -385,12 +386,24 @@ class Board:
     if len(self._run.lengths) > 1 or self._run.growth.window:
       line['length'] = phase.length
       line['batch_tokens'] = phase.rows * phase.length
-    full = not self._writer.write(step, {**line, **more})
+    self._write(step, {**line, **more})
+    self._show(step, line, phase)
+    self._tell(step, more)
+
+  def begin(self, **values: dict[str, float]) -> None:
+    """Logs values of the weights that a run starts from, as step 0."""
+    if self._chief:
+      self._write(0, {'tokens': 0, **values})
+      self._tell(0, values)
+
+  def _write(self, step: int, line: dict[str, Any]) -> None:
+    full = not self._writer.write(step, line)
     if full and not self._full:
       self.say('warning: metrics cannot be written (disk full?); they wait')
     self._full = full
-    self._show(step, line, phase)
-    for name, numbers in more.items():
+
+  def _tell(self, step: int, values: dict[str, dict[str, float]]) -> None:
+    for name, numbers in values.items():
       shown = ', '.join(f'{key} {x:.4f}' for key, x in numbers.items())
       self.say(f'step {step:,}: {name.replace("_", " ")} {shown}')
 

@@ -66,8 +66,13 @@ def draw(
   figure, (above, below) = plt.subplots(
     2, 1, sharex=True, figsize=(8, 7), layout='constrained'
   )
-  tokens = [line['tokens'] for line in lines]
-  above.plot(tokens, [line['loss'] for line in lines], color='tab:blue', lw=1)
+  steps = [line for line in lines if 'loss' in line]  # step 0 has none
+  above.plot(
+    [line['tokens'] for line in steps],
+    [line['loss'] for line in steps],
+    color='tab:blue',
+    lw=1,
+  )
   above.set_ylabel('training loss (nats a token)')
   evaluated = [line for line in lines if 'bits_per_byte' in line]
   languages = sorted({k for line in evaluated for k in line['bits_per_byte']})

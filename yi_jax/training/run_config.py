@@ -127,6 +127,8 @@ def defaults() -> dict[str, Any]:
       'log_every': 10,
       # Steps between two evaluations of held-out text; 0: only at the end.
       'eval_every': 0,
+      # Evaluates the weights that the run starts from, too, as step 0.
+      'eval_first': False,
       # Held-out rows of data.length read a language, or as many tokens in rows
       # of another length; 0: all.
       'eval_rows': 0,
@@ -355,8 +357,7 @@ def resolve(config: Any) -> Run:
       'model.overrides.vocab_size'
     )
   for key in ('data.length', 'data.batch_tokens', 'train.steps') + (
-    'train.log_every',
-    'train.max_bad_steps',
+    *('train.log_every', 'train.max_bad_steps'),
     'checkpoint.every',
     'checkpoint.keep',
     'optimizer.accumulate_steps',
@@ -365,10 +366,8 @@ def resolve(config: Any) -> Run:
     if config[section][name] < 1:
       raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
   for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor') + (
-    *('train.tokens', 'sample.heldout'),
-    'train.rollback',
-    'train.hang_seconds',
-    'checkpoint.local_every',
+    *('train.tokens', 'train.rollback', 'train.hang_seconds'),
+    *('sample.heldout', 'checkpoint.local_every'),
   ):
     section, name = key.split('.')
     if config[section][name] < 0:
