@@ -566,18 +566,12 @@ def test_two_runs_in_one_workdir_are_refused(config_file, tmp_path):
 
 
 def test_a_run_starts_from_the_weights_of_another_and_is_profiled(
-  whole, config_file, tmp_path, monkeypatch
+  whole, config_file, tmp_path
 ):
   changes = dict(train__steps=3, train__profile='2-3', train__eval_first=True)
-  config = _config(config_file, **changes)
+  config = _config(config_file, train__log_rows=True, **changes)
   # After the 256 tokens of a step, Chinese alone.
   config.data.stages = ((256, {'zh_other_test': 1}),)
-  batches, put = [], train_step.put_batch
-  monkeypatch.setattr(
-    train_step,
-    'put_batch',
-    lambda rows, *rest: batches.append(rows) or put(rows, *rest),
-  )
   config.init_from = str(whole[0])
   config.sample.prompts = ()
   config.optimizer.warmup_steps = 1
@@ -592,7 +586,8 @@ def test_a_run_starts_from_the_weights_of_another_and_is_profiled(
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
   rows = prepared.open_prepared(config.data, 'train').readers['zh_other_test']
   chinese = {int(rows[i]['row_id']) for i in range(len(rows))}
-  read = [set(batch['row_id'].tolist()) for batch in batches[:3]]
+  steps = metrics.read(tmp_path / 'rows/0.jsonl')
+  read = [set(step['row_id']) for step in steps]
   assert read[0] & chinese
   assert read[0] - chinese
   assert read[1] | read[2] <= chinese
