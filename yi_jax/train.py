@@ -280,7 +280,7 @@ def _train(
   status.tell(status.RUNNING, first)
   watchdog.alive(first)
   if config.train.eval_first and not first:
-    with watchdog.patient():
+    with board.paused(state.params), watchdog.patient():
       goodput.now('evaluation')
       board.begin(**_some(part.evaluate(state.params)))
   goodput.now('step')
