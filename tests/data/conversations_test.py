@@ -143,7 +143,11 @@ def test_the_mark_of_an_editor_is_no_part_of_a_file(layout, tmp_path):
     ('a.json', b'[' * 100_000, 'line 1 is not JSON'),
     ('a.jsonl', b'{"a":' * 100_000, 'line 1: no JSON'),
     # A member whose first block is none.
-    ('a.gz', gzip.compress(b'', mtime=0)[:10] + b'\xff' * 9, 'a.gz is truncated'),
+    (
+      'a.gz',
+      gzip.compress(b'', mtime=0)[:10] + b'\xff' * 9,
+      'a.gz is truncated',
+    ),
   ],
 )
 def test_files_that_are_none_are_named(name, content, message, tmp_path):
