@@ -58,14 +58,14 @@ class Mask:
     default=None, metadata=dict(static=True)
   )
 
-  def slice(self, queries: slice | None, keys: slice | None) -> 'Mask':
+  def slice(self, queries: slice, keys: slice) -> 'Mask':
     """Returns the mask of some queries and keys (slices along T and S).
 
     Where the index is the order, `visible` must be told where they begin.
     """
 
-    def cut(x: jax.Array | None, where: slice | None) -> jax.Array | None:
-      return x if x is None or where is None else x[:, where]
+    def cut(x: jax.Array | None, where: slice) -> jax.Array | None:
+      return None if x is None else x[:, where]
 
     return dataclasses.replace(
       self,
