@@ -30,7 +30,10 @@ def _as_other_host(workdir, **changes):
   """Rewrites the lock as a host would that shares the disk, but no locks."""
   content = {'run': '5f0c9a1e', 'start': 3, 'host': 'elsewhere', 'pid': 7}
   content |= {'beat': 1, **changes}
-  (workdir / 'lock').write_text(json.dumps(content))
+  # In place, as a holder does: a reader never finds it cut off.
+  (workdir / 'lock').touch()
+  with (workdir / 'lock').open('r+b') as file:
+    file.write(json.dumps(content).encode().ljust(255))
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
@@ -87,6 +90,23 @@ def test_a_holder_on_another_host_is_believed_while_it_gives_signs(tmp_path):
     assert (lock.run, lock.start) == ('5f0c9a1e', 4)
     assert _told(tmp_path)['host'] == socket.gethostname()
   assert _told(tmp_path)['pid'] is None
+
+
+def test_half_a_lock_does_not_tell_that_its_holder_has_ended(
+  tmp_path, monkeypatch
+):
+  _as_other_host(tmp_path)
+  seen = ['{"run": "5f0c']  # where a write is not seen at once
+
+  def sleep(seconds):
+    if seen:
+      (tmp_path / 'lock').write_text(seen.pop())
+    else:
+      _as_other_host(tmp_path, beat=2)
+
+  monkeypatch.setattr(time, 'sleep', sleep)
+  with pytest.raises(ValueError, match='process 7 on elsewhere'):
+    workdir_lock.WorkdirLock(str(tmp_path))
 
 
 def test_the_holder_gives_signs_of_life(tmp_path):

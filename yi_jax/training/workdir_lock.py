@@ -140,8 +140,8 @@ class WorkdirLock:
     while time.monotonic() < deadline:
       time.sleep(min(1.0, self._patience / 10))
       now = self._read()
-      if now != before:
-        if now.get('pid'):
+      if 'pid' in now and now != before:  # not one that is half written
+        if now['pid']:
           if self._file is not None:
             os.close(self._file)
             self._file = None
