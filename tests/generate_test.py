@@ -12,7 +12,7 @@ from yi_jax.data import chatml, vocabulary
 from yi_jax.models import lora
 from yi_jax.serving import generation, opening
 from yi_jax.sharding import mesh as meshes
-from yi_jax.training import checkpointing, run_config
+from yi_jax.training import checkpointing, run_config, run_identity
 from yi_jax.training import state as train_state
 
 _TEXTS = (
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
     3,
     train_state.fresh(run, mesh, seed=0),
     checkpointing.manifest(
-      identity=run_config.identity(config, run),
+      identity=run_identity.identity(config, run),
       model=run.model,
       vocabulary_hash=words.hash,
       rows_consumed=24,

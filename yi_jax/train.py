@@ -39,6 +39,7 @@ from yi_jax.training import (
   recovery,
   report,
   run_config,
+  run_identity,
   status,
   train_step,
   weights,
@@ -177,7 +178,7 @@ def _train(
   lock = stack.enter_context(workdir_lock.WorkdirLock(workdir))
   folder = metrics.Folder(workdir)
   goodput = goodput_lib.Goodput(folder.path if chief else None)
-  identity = run_config.identity(config, run)
+  identity = run_identity.identity(config, run)
   checkpoints = recovery.Checkpoints(workdir, lock, config.checkpoint, say)
   stack.callback(checkpoints.close)
   with goodput.on('restore'):
@@ -397,7 +398,7 @@ def _start(
   """Returns the state a run starts from and the manifest of its past."""
 
   def check(manifest: dict[str, Any]) -> None:
-    changed = run_config.refuse_other_run(
+    changed = run_identity.refuse_other_run(
       manifest['run'], identity, phases.tokens_read(manifest, run.length)
     )
     checkpointing.refuse_other_vocabulary(manifest, text.vocabulary_hash)

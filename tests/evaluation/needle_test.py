@@ -209,6 +209,49 @@ def test_bad_options_are_refused(base, options, changes, message, tmp_path):
   assert not (tmp_path / 'x').exists()
 
 
+@pytest.fixture
+def own(options, tmp_path):
+  """Options with three needles of one's own."""
+  path = tmp_path / 'own.jsonl'
+  with path.open('w') as file:
+    for town in ('Ulm', 'Ghent', 'Padua'):
+      entry = {
+        'language': 'en',
+        'sentence': f'The bridge of {town} is {{value}}.',
+        'question': f'What is the bridge of {town}?',
+        'opening': f'The bridge of {town} is',
+        'values': ['green', 'blue'],
+      }
+      file.write(json.dumps(entry) + '\n')
+  return dataclasses.replace(options, needles=None, needles_file=str(path))
+
+
+@pytest.mark.parametrize('count', [None, 2])
+def test_a_file_gives_as_many_needles_as_are_asked_for(
+  base, own, tmp_path, with_oracle, count
+):
+  with_oracle(_finds_late)
+  wanted = dataclasses.replace(own, needles=count, lengths=(300,))
+  found = needle.run(base, wanted, tmp_path / 'x')['languages']['en']
+  names = [f'line-{number}' for number in range(1, (count or 3) + 1)]
+  assert sorted({cell['needle'] for cell in found['cells']}) == names
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(needles=4), "takes 1 to 3, not 4: .*own.jsonl has no more .*'en'"),
+    (dict(needles=0), 'takes 1 to 3, not 0'),
+    (dict(languages=('zh',)), "own.jsonl has no needles of language 'zh'"),
+  ],
+)
+def test_needles_that_a_file_has_not_are_refused(
+  base, own, tmp_path, changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    needle.run(base, dataclasses.replace(own, **changes), tmp_path / 'x')
+
+
 def test_short_documents_are_joined(base, options, tmp_path, with_oracle):
   with_oracle(_finds_late)
   paths = []

@@ -14,7 +14,7 @@ from yi_jax.models import config as model_config
 from yi_jax.models import transformer
 from yi_jax.serving import opening
 from yi_jax.sharding import mesh as meshes
-from yi_jax.training import checkpointing, run_config, weights
+from yi_jax.training import checkpointing, run_config, run_identity, weights
 from yi_jax.training import state as train_state
 
 _TEXTS = ('the king said that his horse and crown were lost at sea',) * 50
@@ -68,7 +68,7 @@ def trained(place, words):
     3,
     state,
     checkpointing.manifest(
-      identity=run_config.identity(config, run),
+      identity=run_identity.identity(config, run),
       model=run.model,
       vocabulary_hash=words.hash,
       rows_consumed=24,

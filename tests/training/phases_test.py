@@ -6,7 +6,7 @@ import json
 import pytest
 
 from yi_jax.data import lengths
-from yi_jax.training import phases, run_config
+from yi_jax.training import phases, run_config, run_identity
 
 
 def _run(later=(), **growth):
@@ -167,11 +167,11 @@ def test_only_lengths_that_have_not_begun_may_change():
   def identity(later):
     config = run_config.defaults()
     config['data']['lengths'] = later
-    return run_config.identity(config, run_config.resolve(config))
+    return run_identity.identity(config, run_config.resolve(config))
 
   saved = identity(((5000, 128),))
   now = identity(((6000, 256),))
-  (line,) = run_config.refuse_other_run(saved, now, 5000)
+  (line,) = run_identity.refuse_other_run(saved, now, 5000)
   assert line.startswith('data.lengths changed')
   with pytest.raises(ValueError, match='another run, with data.lengths'):
-    run_config.refuse_other_run(saved, now, 5001)
+    run_identity.refuse_other_run(saved, now, 5001)

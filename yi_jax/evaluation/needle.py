@@ -31,6 +31,7 @@ from yi_jax.training import metrics
 
 _STEPS = 8  # lengths, if none are named
 _SHORTEST = 256  # of those: a question takes about a hundred tokens
+_NEEDLES = 3
 _TOLD = 5  # seconds between two lines of progress
 
 
@@ -44,7 +45,9 @@ class GridOptions(documents.Options):
   depths: tuple[float, ...] = options.option(
     tuple(range(0, 101, 10)), 'where the needle is, 0 to 100 percent', float
   )
-  needles: int = options.option(3, 'needles a language, tried one by one')
+  needles: int = options.option(
+    _NEEDLES, 'needles a language, tried one by one'
+  )
   seed: int = options.option(0, 'of what is drawn')
 
   def __post_init__(self) -> None:
@@ -63,6 +66,12 @@ class GridOptions(documents.Options):
 class Options(GridOptions):
   """What `--task=needle` can be told."""
 
+  needles: int | None = options.option(
+    None,
+    f'needles a language, tried one by one; default: {_NEEDLES}, or all of '
+    '--needles_file',
+    int,
+  )
   needles_file: str = options.option(
     '', 'needles of your own, JSON lines; see docs/evaluate.md'
   )
@@ -96,15 +105,22 @@ def run(
   own = needles.read(wanted.needles_file) if wanted.needles_file else None
 
   def make(language: str) -> list[needles.Needle]:
+    count = wanted.needles
     if own is None:
-      return needles.facts(language, wanted.needles, wanted.seed)
+      count = _NEEDLES if count is None else count
+      return needles.facts(language, count, wanted.seed)
     found = [needle for needle in own if needle.language == language]
     if not found:
       raise ValueError(
         f'{wanted.needles_file} has no needles of language {language!r}; say '
         'which there are with --languages'
       )
-    return found
+    if count is not None and not 1 <= count <= len(found):
+      raise ValueError(
+        f'--needles takes 1 to {len(found)}, not {count}: {wanted.needles_file} '
+        f'has no more of language {language!r}'
+      )
+    return found[:count]
 
   return run_grid('needle', subject, wanted, make, folder)
 

@@ -243,7 +243,7 @@ def manifest(
   """Returns what a checkpoint says about itself: JSON types only.
 
   Args:
-    identity: the run, see `run_config.identity`.
+    identity: the run, see `run_identity.identity`.
     model: the model.
     vocabulary_hash: of the vocabulary the tokens came from.
     rows_consumed: global rows read, were they all as long as the next one;

@@ -7,7 +7,6 @@ but `base`: a script on a bare accelerator image uses `defaults` directly.
 """
 
 import dataclasses
-import json
 import math
 import re
 from typing import Any
@@ -18,25 +17,26 @@ from yi_jax.models import config as model_config
 from yi_jax.models import lora, transformer
 from yi_jax.training import optimizer, plateau
 
-# What may differ between a run and its continuation: how far, how often and
-# where. Another train.steps moves the end of the schedule, and so the rate of
-# what remains; every change is printed. Prefixes of 'section.key' names.
-FREE_KEYS = (
-  'train.',
-  'checkpoint.',
-  'sample.',
-  'mesh.',
-  'data.root',
-  # The order of rows does not depend on the batch, so a batch may grow.
+_AT_LEAST_ONE = (
+  'data.length',
   'data.batch_tokens',
-  'data.batch_growth',
+  'train.steps',
+  'train.log_every',
+  'train.max_bad_steps',
+  'checkpoint.every',
+  'checkpoint.keep',
   'optimizer.accumulate_steps',
-  'model.remat',
 )
-# What may differ where it begins after all that a run has read: pairs of which
-# the first is a token.
-_BY_TOKENS = ('data.stages', 'data.lengths')
-
+_NOT_NEGATIVE = (
+  'train.eval_every',
+  'train.eval_rows',
+  'train.spike_factor',
+  'train.tokens',
+  'train.rollback',
+  'train.hang_seconds',
+  'sample.heldout',
+  'checkpoint.local_every',
+)
 # optimizer.scale_with_batch -> factor of the learning rate, by that of the
 # batch. Linear: Goyal et al. 2017, for SGD. Square root: Malladi et al. 2022,
 # for Adam.
@@ -356,19 +356,11 @@ def resolve(config: Any) -> Run:
       f'{model.vocab_size} rows of the embedding; set '
       'model.overrides.vocab_size'
     )
-  for key in ('data.length', 'data.batch_tokens', 'train.steps') + (
-    *('train.log_every', 'train.max_bad_steps'),
-    'checkpoint.every',
-    'checkpoint.keep',
-    'optimizer.accumulate_steps',
-  ):
+  for key in _AT_LEAST_ONE:
     section, name = key.split('.')
     if config[section][name] < 1:
       raise ValueError(f'{key} must be at least 1, not {config[section][name]}')
-  for key in ('train.eval_every', 'train.eval_rows', 'train.spike_factor') + (
-    *('train.tokens', 'train.rollback', 'train.hang_seconds'),
-    *('sample.heldout', 'checkpoint.local_every'),
-  ):
+  for key in _NOT_NEGATIVE:
     section, name = key.split('.')
     if config[section][name] < 0:
       raise ValueError(f'{key} must not be negative')
@@ -515,71 +507,6 @@ def profile_range(text: str) -> tuple[int, int] | None:
 def to_dict(config: Any) -> dict[str, Any]:
   """Returns a config as nested plain dicts."""
   return config if isinstance(config, dict) else config.to_dict()
-
-
-def identity(config: Any, run: Run) -> dict[str, Any]:
-  """Returns what a checkpoint records of its run: 'section.key' -> value.
-
-  The model is spelled out field by field, so that a preset and the overrides
-  that lead to the same model are the same run. JSON types only.
-  """
-  flat = {}
-  for name, section in to_dict(config).items():
-    if name == 'model':
-      section = run.model.to_dict()
-    if isinstance(section, dict):
-      flat.update({f'{name}.{key}': value for key, value in section.items()})
-    else:
-      flat[name] = section
-  return json.loads(json.dumps(flat))
-
-
-def refuse_other_run(
-  saved: dict[str, Any], now: dict[str, Any], tokens: int
-) -> list[str]:
-  """Compares a checkpoint's `identity` with this run's.
-
-  Args:
-    saved: from the checkpoint; a key that only one of both has is not compared.
-    now: of this run.
-    tokens: what the checkpoint's run has read; stages that begin later may
-      change.
-
-  Returns:
-    One line for each free key that has changed.
-
-  Raises:
-    ValueError: naming the first key that makes this another run.
-  """
-  changed = []
-  for key in sorted(saved.keys() & now.keys()):
-    if _without_none(saved[key]) == _without_none(now[key]):
-      continue
-    if key in _BY_TOKENS:
-      begun = [[s for s in run[key] if s[0] < tokens] for run in (saved, now)]
-      free = begun[0] == begun[1]
-    else:
-      free = key.startswith(FREE_KEYS)
-    if not free:
-      raise ValueError(
-        f'the workdir holds another run, with {key} = {saved[key]!r}; here it '
-        f'is {now[key]!r}. Set it back, or take another --workdir'
-      )
-    changed.append(f'{key} changed: {saved[key]!r} -> {now[key]!r}')
-    schedule = now['optimizer.schedule']
-    if key == 'train.steps' and schedule != 'constant':
-      changed[-1] += (
-        f'. The {schedule} schedule ends there now: what remains has another '
-        'learning rate than it would have had'
-      )
-  return changed
-
-
-def _without_none(value: Any) -> Any:
-  """Returns what is set: tasks that were added since are named with None."""
-  if not isinstance(value, dict):
-    return value
-  return {k: v for k, v in value.items() if v is not None}
 
 
 def _check_keys(
