@@ -81,6 +81,7 @@ def _worker(folder: str, shape: tuple) -> None:
 
   # Compiles every program on the beginning of a row.
   reader.read(planned[0].row()[:700])
+  reader.score(planned[0].row()[:1])
   needle.score(planned[0], reader, model)
   pairs.serve(grid, warm_up=0)
 
