@@ -33,6 +33,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       server.most_at_once = max(server.most_at_once, server.running)
     try:
       said = server.answer(request['messages'])
+    finally:  # before the client can know, and ask again
+      with server.lock:
+        server.running -= 1
+    try:
       code, headers = 200, {}
       if isinstance(said, tuple):
         code, headers, content = said
@@ -46,9 +50,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.wfile.write(content)
     except (BrokenPipeError, ConnectionResetError):
       pass  # the client has gone
-    finally:
-      with server.lock:
-        server.running -= 1
 
   def log_message(self, *unused):
     pass
