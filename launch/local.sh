@@ -215,13 +215,14 @@ signalled=''
 # exits 0 on SIGTERM. In a process group of its own (set -m), as bash would let
 # a plain background command ignore SIGINT.
 forward() {
-  local child status interrupted=1
+  local child='' pending='' status interrupted=1
+  trap 'signalled=1 interrupted=1; hand_on TERM' TERM HUP
+  trap 'signalled=1 interrupted=1; hand_on INT' INT
   set -m
   "$@" &
-  set +m
   child=$!
-  trap 'signalled=1 interrupted=1; kill -TERM $child 2>/dev/null || :' TERM HUP
-  trap 'signalled=1 interrupted=1; kill -INT $child 2>/dev/null || :' INT
+  set +m
+  [[ -z $pending ]] || hand_on "$pending"
   # A signal ends `wait`, not the command: wait until nothing interrupted it.
   while [[ -n $interrupted ]]; do
     interrupted='' status=0
@@ -229,6 +230,14 @@ forward() {
   done
   trap - TERM HUP INT
   return "$status"
+}
+
+# hand_on SIGNAL: to the child of `forward`, or for it once it is there.
+hand_on() {
+  pending=$1
+  [[ -n $child ]] || return 0
+  pending=''
+  kill "-$1" "$child" 2>/dev/null || :
 }
 
 # stop STATUS: ends a quickstart that did not reach its end.

@@ -25,6 +25,7 @@ which are handed on, and the run is saved.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -56,10 +57,10 @@ class Supervisor:
     """Returns the exit code; see the top of this file."""
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._note)
-    failures, starts = 0, 0
+    failures, starts, count = 0, 0, 0
     with tempfile.TemporaryDirectory(prefix='supervise_') as folder:
       while True:
-        count = _read_count(self._options.processes)
+        count = self._count(count)
         starts += 1
         _say(f'start {starts}, {count} process{"es" if count > 1 else ""}')
         before = self._best
@@ -165,10 +166,16 @@ class Supervisor:
   def _resized(self, count: int) -> bool:
     if not self._options.processes.startswith('@'):
       return False
+    return self._count(count) != count
+
+  def _count(self, before: int) -> int:
+    """Returns the number of processes, or that of the start before."""
     try:
-      return _read_count(self._options.processes) != count
-    except ValueError:  # being written
-      return False
+      return _read_count(self._options.processes)
+    except ValueError:
+      if before:  # its file is being written
+        return before
+      raise
 
   def _backoff(self, failures: int) -> float:
     pause = self._options.backoff * 2 ** max(failures - 1, 0)
@@ -205,9 +212,12 @@ def _environments(count: int, folder: pathlib.Path) -> list[dict[str, str]]:
 
 
 def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    return probe.getsockname()[1]
+  """Returns one that the kernel gives to nobody until the run listens there."""
+  while True:
+    port = random.randrange(20_000, 32_000)
+    with socket.socket() as probe, contextlib.suppress(OSError):
+      probe.bind(('localhost', port))
+      return port
 
 
 def _signal_all(children: list[subprocess.Popen], number: int) -> None:

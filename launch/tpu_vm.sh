@@ -144,18 +144,21 @@ run() {
   # JAX learns from the VM's metadata which worker it is. 75: saved and stopped.
   inner="cd && export YI_DISTRIBUTED=1 YI_STOPPED_EXIT=75
 yi_jax/launch/local.sh python -m yi_jax.train$arguments >>run.log 2>&1
-echo \$? >run.exit"
+echo \$? >run.exit.part; mv run.exit.part run.exit"
   printf -v inner %q "$inner"
   on all "rm -f run.exit
 nohup setsid bash -c $inner </dev/null >/dev/null 2>&1 &
 echo \$! >run.pid"
 }
 
-# Prints the exit code of the run, `running`, or `none`.
+# Prints the exit code of the run, `running`, or `none`. Looks for the process
+# first: one that ends in between has left its code.
 # shellcheck disable=SC2016  # the worker's dollars
 outcome() {
-  on 0 'if [ -e run.exit ]; then cat run.exit
-elif kill -0 "$(cat run.pid 2>/dev/null)" 2>/dev/null; then echo running
+  on 0 'alive=
+kill -0 "$(cat run.pid 2>/dev/null)" 2>/dev/null && alive=1
+if [ -e run.exit ]; then cat run.exit
+elif [ -n "$alive" ]; then echo running
 else echo none; fi'
 }
 

@@ -22,13 +22,26 @@ import jax  # noqa: E402
 # inside a collective and XLA aborts after 40 s.
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 
+import contextlib  # noqa: E402
 import pathlib  # noqa: E402
 import random  # noqa: E402
+import socket  # noqa: E402
 import subprocess  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+# The same examples each time, however slow the machine is.
+hypothesis.settings.register_profile(
+  'tests',
+  deadline=None,
+  derandomize=True,
+  database=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('tests')
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _WORDS = ('the', 'cat', 'sees', 'a', 'bird', 'under', 'an', 'old', 'tree')
@@ -81,6 +94,16 @@ def peer(tmp_path: pathlib.Path) -> Callable[..., dict[str, np.ndarray]]:
       return dict(result)
 
   return run
+
+
+@pytest.fixture
+def free_port() -> int:
+  """A port that nobody listens on, and that the kernel gives to nobody else."""
+  while True:
+    port = random.randrange(20_000, 32_000)
+    with socket.socket() as probe, contextlib.suppress(OSError):
+      probe.bind(('localhost', port))
+      return port
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ case "$1 $2" in
     shift 2
     note "pip $*"
     case ${FAKE_PIP:-} in
-      slow) sleep 1 ;;
+      slow) until [[ -e $FAKE_LOG.go ]]; do sleep 0.05; done ;;
       hang) sleep 60 ;;
       offline)
         echo 'WARNING: Retrying (Retry(total=4, connect=None)) after'
@@ -116,6 +116,10 @@ class _Clone:
   def log(self, kind=''):
     lines = self._log.read_text().splitlines() if self._log.exists() else []
     return [line for line in lines if line.startswith(kind)]
+
+  def go(self):
+    """Ends a slow installation."""
+    self._log.with_name(f'{self._log.name}.go').touch()
 
   def wait_for(self, kind):
     deadline = time.monotonic() + 30
@@ -236,10 +240,14 @@ def test_an_interrupted_change_leaves_no_stamp_of_the_old_set(clone):
 def test_two_starts_at_once_install_once(clone):
   first = clone.start('python', '-m', 'first', FAKE_PIP='slow')
   clone.wait_for('pip')
-  second = clone.run('python', '-m', 'second', FAKE_PIP='slow')
-  first.communicate()
+  second = clone.start('python', '-m', 'second', FAKE_PIP='slow')
+  try:
+    assert 'another start is installing' in second.stderr.readline()
+  finally:
+    clone.go()
+    for process in (first, second):
+      process.communicate(timeout=60)
   assert (first.returncode, second.returncode) == (0, 0)
-  assert 'another start is installing' in second.stderr
   assert len(clone.log('pip')) == 1
   assert len(clone.log('run')) == 2
 

@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -50,11 +49,8 @@ def _environment(programs=''):
   }
 
 
-def _start(config_file, workdir, *changes):
+def _start(port, config_file, workdir, *changes):
   """Starts both processes of a run as users do."""
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
   verb = [sys.executable, '-m', 'yi_jax.train']
   command = [*verb, f'--config={config_file}', f'--workdir={workdir}', *changes]
   places = [
@@ -85,7 +81,7 @@ def _train(config_file, workdir):
 
 
 def test_two_processes_continue_a_run_over_context_and_one_continues_theirs(
-  config_file, tmp_path
+  config_file, tmp_path, free_port
 ):
   want = _train(config_file, tmp_path / 'one')
   assert want[-1]['loss'] < want[0]['loss'] - 1
@@ -95,7 +91,7 @@ def test_two_processes_continue_a_run_over_context_and_one_continues_theirs(
   log = workdir / 'metrics.jsonl'
   # Each process has a half of every row.
   over = ['--config.mesh.data=1', '--config.mesh.context=4']
-  processes = _start(config_file, workdir, *over)
+  processes = _start(free_port, config_file, workdir, *over)
   try:
     while not log.exists() or not metrics.read(log):
       assert processes[0].poll() is None, processes[0].communicate()[0]

@@ -36,7 +36,7 @@ class Short(stage.Stage):
 
   def process(self, batch):
     if os.environ.get('SLOW'):
-      time.sleep(0.05)
+      time.sleep(0.5)
     for i in batch.alive():
       if 'POISON' in batch.texts[i]:
         raise ValueError('poisoned document ' + batch.ids[i])
@@ -68,7 +68,7 @@ def _hash(text):
 
 def rows(batch):
   if os.environ.get('SLOW'):
-    time.sleep(0.05)
+    time.sleep(0.5)
   return [(_hash(t) % 4, [(_hash(t), i)]) for t, i in zip(batch.texts, batch.ids)]
 
 

@@ -38,7 +38,7 @@ def _duplicated(words, n):
   return total
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(['a', 'bb', 'ccc', 'dddd']), max_size=60))
 def test_every_n_gram_counts_as_the_definition_says(words):
   repeats = _repeats(words)

@@ -156,11 +156,12 @@ def test_an_error_while_reading_reaches_the_caller_and_ends_the_iterator():
 
 
 def test_closing_ends_the_thread():
-  before = threading.active_count()
+  before = set(threading.enumerate())
   rows = loader.Loader(_READERS, _RATES, batch_size=2, seed=0)
   next(rows)
+  assert set(threading.enumerate()) - before
   rows.close()
-  assert threading.active_count() == before
+  assert not set(threading.enumerate()) - before
   assert list(rows) == []
 
 

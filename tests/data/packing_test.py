@@ -20,7 +20,7 @@ def _stream(documents):
   return tokens
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(_documents, st.integers(min_value=1, max_value=17))
 def test_every_token_but_the_first_eos_is_a_target_exactly_once(
   documents, length
@@ -37,7 +37,7 @@ def test_every_token_but_the_first_eos_is_a_target_exactly_once(
   assert targets == _stream(documents)[1:]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(_documents, st.integers(min_value=1, max_value=17))
 def test_segments_begin_at_separators_and_count_up(documents, length):
   for row in packing.pack(documents, length, _EOS):
@@ -50,7 +50,7 @@ def test_segments_begin_at_separators_and_count_up(documents, length):
     np.testing.assert_array_equal(row['tokens'][1:][~used], 0)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(_documents, st.integers(min_value=1, max_value=17))
 def test_only_the_last_row_has_padding(documents, length):
   rows = list(packing.pack(documents, length, _EOS))

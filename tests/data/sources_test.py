@@ -9,7 +9,7 @@ import sqlite3
 import zipfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from yi_jax.data import mixtures, sources
@@ -167,7 +167,6 @@ def test_whole_documents_come_back_from_their_sections(shelf, english):
   assert [(d['id'], d['text']) for d in whole] == [('a', long), ('b', 'short')]
 
 
-@settings(deadline=None)
 @given(
   st.text(alphabet='ab \n。', max_size=300),
   st.integers(min_value=2, max_value=50),

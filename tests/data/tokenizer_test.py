@@ -124,7 +124,7 @@ _any_text = st.text(st.characters(exclude_characters='\u2581', codec='utf-8'))
 
 
 @pytest.mark.parametrize('name', ['json', 'words.gguf', 'bpe', 'bpe.gguf'])
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=_any_text)
 @example(text=_INJECTED)
 @example(text='<s></s><unk><0x41>')
@@ -139,7 +139,7 @@ def test_any_text_survives_and_none_becomes_special(name, text):
   assert ''.join(map(stream.feed, ids)) + stream.flush() == text
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=_any_text)
 @example(text=_INJECTED)
 @example(text='aaaaaaa        -----')
@@ -149,7 +149,7 @@ def test_sentencepiece_in_other_files_gives_the_same_ids(text):
   assert _opened['words.gguf'].encode(text) == ids
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=_any_text)
 @example(text="it's 2024's  \n\n x½² ٣")
 def test_the_words_of_a_gguf_are_cut_as_in_its_tokenizer_json(text):

@@ -34,7 +34,7 @@ def words(folder):
   return _words
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.text(st.characters(exclude_characters='\u2581', codec='utf-8')))
 @example('a  b\n\n\t c \r\n ')
 @example('\x00nul\x00')
@@ -45,7 +45,7 @@ def test_any_text_survives(text):
   assert _words.decode(_words.encode(text)) == text
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.text(st.characters(exclude_characters='\u2581', codec='utf-8')))
 @example(_SPECIAL)
 def test_no_text_becomes_a_special_id_by_itself(text):
@@ -93,7 +93,7 @@ def test_text_after_eos_is_decoded_too(words):
   assert words.decode(ids) == 'one<|endoftext|>two'
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.text(st.characters(exclude_characters='\u2581', codec='utf-8')))
 @example('😀 国 a')
 def test_the_stream_gives_whole_characters_and_all_of_the_text(text):

@@ -110,6 +110,10 @@ _WORKER = r"""#!/bin/bash
 [[ $3 == yi_jax.train ]] || { echo "$*" >>"$HOME/installed"; exit; }
 echo "$YI_DISTRIBUTED $YI_STOPPED_EXIT $(printf '%q ' "$@")" >>"$FAKE/runs$WORKER"
 [[ $WORKER == 0 ]] || exit 0
+# The slice goes when this one ends: not before the other one has begun.
+until (($(wc -l <"$FAKE/runs1" || echo 0) >= $(wc -l <"$FAKE/runs0"))); do
+  sleep 0.01
+done
 code=$(head -1 "$FAKE/ends"); sed -i 1d "$FAKE/ends"
 [[ $code != 75 ]] || echo SUSPENDED >"$FAKE/states"  # preempted
 exit "$code"

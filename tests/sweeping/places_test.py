@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -131,7 +132,7 @@ def fake_python(tmp_path, monkeypatch):
 
 def _join(place):
   while place.running():
-    pass
+    time.sleep(0.01)
 
 
 def test_local_runs_tell_why_they_ended(tmp_path, fake_python):
@@ -149,10 +150,12 @@ def test_each_local_run_has_gpus_of_its_own(tmp_path, fake_python, monkeypatch):
   place.start('a', ['--config.seed=3'])
   place.start('b', ['--config.seed=1'])
   while place.running() != {'a'}:
-    pass
+    time.sleep(0.01)
   place.start('c', ['--config.seed=1'])  # where b was
   while place.running() != {'a'}:
-    pass
+    time.sleep(0.01)
+  while 'gpus' not in (tmp_path / 'a.txt').read_text():
+    time.sleep(0.01)
   place.stop()
   text = {name: (tmp_path / f'{name}.txt').read_text() for name in 'abc'}
   assert text['a'].startswith('gpus=4,5\n')

@@ -50,12 +50,13 @@ class Journal:
     Raises:
       ValueError: as the constructor.
     """
-    if _rest(self.path, self.size)[1]:
+    content, cut = _rest(self.path, self.size)
+    if cut:
       # Cut off, or just being written: whoever writes has the lock.
       with self.locked():
         self._read()
     else:
-      self._read()
+      self._take(content)
 
   def append(self, rows: Iterable[Row]) -> None:
     """Adds rows; they are on the disk afterwards. Not under `locked`."""
@@ -106,6 +107,10 @@ class Journal:
         'while it was written; nothing else is lost. Mend the file '
         f'(polish --mend={self.path})'
       )
+    self._take(content)
+
+  def _take(self, content: bytes) -> None:
+    """Adds the rows of whole lines."""
     for line in content.split(b'\n')[:-1]:
       self._lines += 1
       if line.strip():
