@@ -82,15 +82,15 @@ def test_no_answer_in_time_is_tried_again(server, asked):
 
   def slow(messages):
     if len(server.requests) == 1:
-      free.wait(10)
+      free.wait(60)
     return 'Eight.'
 
   server.answer = slow
   try:
-    assert asked(timeout=1.0).ask(_ASKED).text == 'Eight.'
+    assert asked(timeout=3.0).ask(_ASKED).text == 'Eight.'
   finally:
     free.set()
-  assert len(server.requests) >= 2
+  assert len(server.requests) == 2
 
 
 def test_a_lost_connection_is_told(asked):
